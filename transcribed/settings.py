@@ -1,0 +1,162 @@
+"""What an operator can set: each option's key, what it means, its default, and what is allowed.
+
+The command line (:mod:`transcribed.tap`) and the configuration file are two ways to the same keys.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transcribed.wire import MAX_TTL
+
+
+class WrongValue(ValueError):
+    """A value that an option cannot have; its text says what is allowed."""
+
+
+def _whole(text: object, least: int, most: int) -> int:
+    try:
+        if isinstance(text, bool | float):
+            raise ValueError
+        number = int(str(text))
+    except ValueError:
+        number = least - 1
+    if not least <= number <= most:
+        raise WrongValue(f"a whole number from {least} to {most}")
+    return number
+
+
+def _auto_or_whole(text: object) -> int | None:
+    try:
+        return None if text == "auto" else _whole(text, 1, 1024)
+    except WrongValue as e:
+        raise WrongValue(f"auto, or {e}") from None
+
+
+def _seconds(most: float) -> Callable[[object], float]:
+    def check(text: object) -> float:
+        try:
+            if isinstance(text, bool):
+                raise ValueError
+            number = float(str(text))
+        except ValueError:
+            number = 0.0
+        if not 0 < number <= most:
+            raise WrongValue(f"a number of seconds over 0, at most {most:.0f}")
+        return number
+
+    return check
+
+
+def _string(text: object) -> str:
+    if not isinstance(text, str) or not text:
+        raise WrongValue("a text that is not empty")
+    return text
+
+
+def _language(text: object) -> str:
+    if not isinstance(text, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,32}", text):
+        raise WrongValue("a language as the model names it, such as sv")
+    return text
+
+
+def _path(text: object) -> Path:
+    return Path(_string(text)).expanduser().absolute()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a port on the address `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.split("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+def _endpoint(text: str) -> str:
+    # Twisted's syntax: fields between colons, a backslash before a colon that is none.
+    kind, *fields = re.split(r"(?<!\\):", text)
+    named = dict(field.split("=", 1) for field in fields if "=" in field)
+    plain = [field for field in fields if "=" not in field]
+    if kind in ("tcp", "tcp4", "tcp6"):
+        _whole(named.get("port", plain[0] if plain else ""), 0, 65535)
+        host = named.get("interface", plain[1] if len(plain) > 1 else "").replace("\\", "")
+        if not is_loopback(host):
+            raise WrongValue(
+                "an interface on loopback, such as tcp:6000:interface=127.0.0.1, as clients need "
+                "no credentials"
+            )
+    elif kind not in ("unix", "systemd") or not fields:
+        raise WrongValue(
+            "tcp:PORT:interface=127.0.0.1, tcp6:PORT:interface=\\:\\:1, unix:PATH, or systemd:…"
+        )
+    return text
+
+
+def _endpoints(value: object) -> tuple[str, ...]:
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, Iterable):
+        raise WrongValue("an endpoint, or a list of them")
+    endpoints = []
+    for text in texts:
+        try:
+            endpoints.append(_endpoint(_string(text)))
+        except WrongValue as e:
+            raise WrongValue(f"tcp with {e}" if "whole" in str(e) else str(e)) from None
+    if not endpoints:
+        raise WrongValue("at least one endpoint")
+    return tuple(endpoints)
+
+
+@dataclass(frozen=True)
+class Option:
+    """One thing to set: its key, its default as written, what it means, how a value is checked."""
+
+    key: str
+    default: Any
+    help: str
+    check: Callable[[object], Any]
+
+
+OPTIONS = (
+    Option(
+        "listen",
+        ["tcp:6000:interface=127.0.0.1"],
+        "Where to listen, an endpoint string; may be repeated.",
+        _endpoints,
+    ),
+    Option("state", "var", "The directory for what must survive a restart.", _path),
+    Option("model", "auto", "A name on the Hub, a directory, embedded, or auto.", _string),
+    Option("workers", "auto", "How many processes transcribe: auto, or a number.", _auto_or_whole),
+    Option("threads", "auto", "Threads of each worker: auto, or a number.", _auto_or_whole),
+    Option("ttl", 86400, "Seconds that a transcript is kept.", _seconds(MAX_TTL)),
+    Option("language", "sv", "The language, where a client does not say.", _language),
+    Option("max-seconds", 7200, "The longest recording, in seconds.", _seconds(86400)),
+    Option(
+        "max-queue",
+        1000,
+        "The most recordings waiting or in work.",
+        lambda text: _whole(text, 1, 1_000_000),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that is set. See :data:`OPTIONS`; None stands for ``auto``."""
+
+    listen: tuple[str, ...]
+    state: Path
+    model: str
+    workers: int | None
+    threads: int | None
+    ttl: float
+    language: str
+    max_seconds: float
+    max_queue: int

@@ -1,0 +1,240 @@
+"""The files of the transcripts: audio until it is transcribed, window results, and the text.
+
+A transcript's files are named by its key: ``KEY.audio``, ``KEY.windows``, ``KEY.text``. Deleting is
+unlinking whole files, so that nothing of them stays behind in other ones.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorThreads
+from twisted.internet.threads import deferToThreadPool
+from twisted.python.threadpool import ThreadPool
+
+from transcribed.errors import Busy
+from transcribed.recognition import StoredWindow, Transcription
+from transcribed.transcript import FINISHED, UNFINISHED, State
+
+T = TypeVar("T")
+
+RETRY_FULL_DISK = 30.0
+"""Seconds after which a client may try again when the disk was full."""
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+AUDIO, WINDOWS, TEXT = ".audio", ".windows", ".text"
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class Intake:
+    """Audio on its way in: appended to as frames arrive, then kept or discarded.
+
+    Appending is a write into the page cache and happens on the reactor's thread; what waits for the
+    disk does not.
+
+    :ivar size: bytes so far.
+    """
+
+    def __init__(self, spool: Spool, key: str) -> None:
+        self.key = key
+        self.size = 0
+        self._spool = spool
+        self._digest = hashlib.sha256()
+        with _disk_errors():
+            self._file = open(spool.audio_path(key), "xb", buffering=0)  # noqa: SIM115
+
+    def write(self, data: bytes) -> None:
+        """Append `data`; raises :exc:`Busy` when the disk is full."""
+        with _disk_errors():
+            written = 0
+            while written < len(data):
+                written += self._file.write(memoryview(data)[written:])
+        self._digest.update(data)
+        self.size += len(data)
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest of all that was written."""
+        return self._digest.hexdigest()
+
+    def keep(self) -> Deferred[None]:
+        """Fires when the audio would survive a loss of power."""
+
+        def work() -> None:
+            with _disk_errors(), self._file:
+                os.fsync(self._file.fileno())
+                self._spool.windows_path(self.key).touch(0o600, exist_ok=False)
+                _sync_directory(self._spool.directory)
+
+        return self._spool.inThread(work)
+
+    def discard(self) -> None:
+        """Delete what was written."""
+        self._file.close()
+        self._spool.audio_path(self.key).unlink(missing_ok=True)
+        self._spool.windows_path(self.key).unlink(missing_ok=True)
+
+
+class _disk_errors:
+    """A full disk is something the client can wait for."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        if isinstance(error, OSError) and error.errno in _DISK_FULL:
+            raise Busy("the disk is full", RETRY_FULL_DISK) from error
+
+
+class Spool:
+    """A private directory of transcripts' files.
+
+    :param directory: is made where it is not there, and readable by its user only.
+    :param threads: where the waiting for the disk is done.
+    """
+
+    def __init__(self, directory: Path, reactor: IReactorThreads, threads: ThreadPool) -> None:
+        self.directory = directory
+        self._reactor = reactor
+        self._threads = threads
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory.chmod(0o700)
+        self._found = list(directory.iterdir())
+
+    def inThread(self, work: Callable[[], T]) -> Deferred[T]:
+        """Run `work` where it may wait for the disk."""
+        return deferToThreadPool(self._reactor, self._threads, work)
+
+    def _path(self, key: str, suffix: str) -> Path:
+        return self.directory / (key + suffix)
+
+    def audio_path(self, key: str) -> Path:
+        """Where a recording's audio is."""
+        return self._path(key, AUDIO)
+
+    def windows_path(self, key: str) -> Path:
+        """Where the results of a recording's windows are, a line each."""
+        return self._path(key, WINDOWS)
+
+    def take_in(self, key: str) -> Intake:
+        """Start a new recording; raises :exc:`Busy` when the disk is full."""
+        return Intake(self, key)
+
+    def recover(self, key: str, size: int) -> Deferred[list[StoredWindow] | None]:
+        """What is there of a recording of `size` bytes: its windows' results, in any order.
+
+        None when its audio is not there, or not whole.
+        """
+
+        def work() -> list[StoredWindow] | None:
+            try:
+                if self.audio_path(key).stat().st_size != size:
+                    return None
+            except FileNotFoundError:
+                return None
+            with open(self.windows_path(key), "a+b") as file:
+                file.seek(0)
+                return _read_windows(file.read())
+
+        return self.inThread(work)
+
+    def keep_window(self, key: str, window: StoredWindow) -> Deferred[None]:
+        """Add a window's result, unless the recording is deleted already.
+
+        Not synced to disk: what is lost with the power is transcribed once more.
+        """
+
+        def work() -> None:
+            try:
+                # Without O_CREAT: a deleted recording must not come back.
+                descriptor = os.open(self.windows_path(key), os.O_WRONLY | os.O_APPEND)
+            except FileNotFoundError:
+                return
+            try:
+                os.write(descriptor, msgspec.json.encode(window) + b"\n")
+            finally:
+                os.close(descriptor)
+
+        return self.inThread(work)
+
+    def keep_text(self, key: str, transcription: Transcription) -> Deferred[None]:
+        """Fires when the text would survive a loss of power."""
+
+        def work() -> None:
+            path = self._path(key, TEXT)
+            with open(path, "wb") as file:
+                file.write(msgspec.json.encode(transcription))
+                file.flush()
+                os.fsync(file.fileno())
+            _sync_directory(self.directory)
+
+        return self.inThread(work)
+
+    def read_text(self, key: str) -> Deferred[Transcription | None]:
+        """The text; None when it is deleted."""
+
+        def work() -> Transcription | None:
+            try:
+                data = self._path(key, TEXT).read_bytes()
+            except FileNotFoundError:
+                return None
+            return msgspec.json.decode(data, type=Transcription)
+
+        return self.inThread(work)
+
+    def drop_audio(self, key: str) -> Deferred[None]:
+        """Delete what is not needed once the outcome is known: audio and window results."""
+        return self._unlink(key, AUDIO, WINDOWS)
+
+    def drop(self, key: str) -> Deferred[None]:
+        """Delete all that there is of a transcript."""
+        return self._unlink(key, AUDIO, WINDOWS, TEXT)
+
+    def _unlink(self, key: str, *suffixes: str) -> Deferred[None]:
+        def work() -> None:
+            for suffix in suffixes:
+                self._path(key, suffix).unlink(missing_ok=True)
+
+        return self.inThread(work)
+
+    def sweep(self, live: Mapping[str, State]) -> Deferred[int]:
+        """Delete what an earlier daemon left and no transcript in `live` has a use for.
+
+        Looks at the files that were there when the spool was opened; answers how many it deleted.
+        """
+        uses = {AUDIO: UNFINISHED, WINDOWS: UNFINISHED, TEXT: FINISHED}
+
+        def work() -> int:
+            swept = 0
+            for path in self._found:
+                if live.get(path.stem) not in uses.get(path.suffix, ()):
+                    path.unlink(missing_ok=True)
+                    swept += 1
+            return swept
+
+        return self.inThread(work)
+
+
+def _read_windows(data: bytes) -> list[StoredWindow]:
+    windows = []
+    for line in data.splitlines():
+        try:
+            windows.append(msgspec.json.decode(line, type=StoredWindow))
+        except msgspec.DecodeError:
+            # The last line can be torn by a crash: that window is transcribed once more.
+            continue
+    return windows

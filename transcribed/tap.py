@@ -1,0 +1,90 @@
+"""``twistd transcribed``: its options, from the command line and from a file, and its service."""
+
+from __future__ import annotations
+
+import tomllib
+from typing import Any
+
+from twisted.application.service import IService
+from twisted.python import usage
+
+from transcribed.settings import OPTIONS, Settings, WrongValue
+
+
+class Options(usage.Options):
+    """The command line. What it does not say is taken from the file of ``--config``."""
+
+    synopsis = "[options]"
+    longdesc = "Takes recordings over websockets, and gives their text to both their sides."
+    optParameters = [
+        ["config", "c", None, "A TOML file with the same keys as these options."],
+        *(
+            [option.key, None, None, f"{option.help} [default: {option.default}]"]
+            for option in OPTIONS
+            if option.key != "listen"
+        ),
+    ]
+
+    def __init__(self) -> None:
+        usage.Options.__init__(self)
+        self._listen: list[str] = []
+        self.settings: Settings
+
+    def opt_listen(self, endpoint: str) -> None:
+        """Where to listen, an endpoint string; may be repeated.
+        [default: tcp:6000:interface=127.0.0.1]"""
+        self._listen.append(endpoint)
+
+    def postOptions(self) -> None:
+        """Put flags, file and defaults together and check every value."""
+        given = {key: value for key, value in self.items() if value is not None}
+        if self._listen:
+            given["listen"] = self._listen
+        file = given.pop("config", None)
+        from_file = _read(file) if file is not None else {}
+        values: dict[str, Any] = {}
+        for option in OPTIONS:
+            if option.key in given:
+                value, where = given[option.key], f"--{option.key}"
+            elif option.key in from_file:
+                value, where = from_file[option.key], f"{option.key} in {file}"
+            else:
+                value, where = option.default, f"--{option.key}"
+            try:
+                values[option.key.replace("-", "_")] = option.check(value)
+            except WrongValue as e:
+                raise usage.UsageError(
+                    f"{where} cannot be {_show(value)}: it must be {e}"
+                ) from None
+        self.settings = Settings(**values)
+
+
+def _show(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value) or "empty"
+
+
+def _read(path: str) -> dict[str, Any]:
+    try:
+        with open(path, "rb") as file:
+            values = tomllib.load(file)
+    except OSError as e:
+        raise usage.UsageError(f"--config cannot be {path}: {e.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise usage.UsageError(f"--config cannot be {path}: it must be TOML: {e}") from None
+    keys = [option.key for option in OPTIONS]
+    for key in values:
+        if key not in keys:
+            raise usage.UsageError(
+                f"{path} cannot have the key {key}: it must be one of {', '.join(keys)}"
+            )
+    return values
+
+
+def makeService(options: Options) -> IService:
+    """The daemon as a service; ends the program with one line where it cannot be one."""
+    # Only now: the reactor is chosen after the options are parsed.
+    from twisted.internet import reactor
+
+    from transcribed.service import make_daemon
+
+    return make_daemon(options.settings, reactor)

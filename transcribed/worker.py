@@ -1,0 +1,121 @@
+"""The child process: answers the commands of :mod:`transcribed.commands` over AMP.
+
+All that blocks runs in one thread of its own, so that the reactor still answers a ping, and sees
+its parent die, while a window is being transcribed: ampoule's child then ends the process at once.
+"""
+
+from __future__ import annotations
+
+import signal
+import traceback
+from collections.abc import Callable
+from functools import partial
+from threading import Thread
+from typing import TypeVar
+
+import msgspec
+from ampoule.child import AMPChild
+from twisted.internet.defer import Deferred
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
+from twisted.protocols.amp import MAX_VALUE_LENGTH
+from twisted.python.threadpool import ThreadPool
+
+from transcribed.commands import LoadModel, ResolveModel, TranscribeWindow
+from transcribed.errors import ModelUnavailable, RecognitionFailed
+from transcribed.recognition import Model, Window, decode, encode
+from transcribed.speech import Recognizer, Span, load
+
+LONGEST_REASON = 500
+"""Characters of an error's reason that go to the parent: AMP ends on values over 65,535 bytes."""
+
+T = TypeVar("T")
+
+
+class Worker(AMPChild):  # type: ignore[misc]
+    """One worker: resolves a model, or loads one and transcribes window after window.
+
+    No responder lets through anything but the errors that its command declares: on any other, AMP
+    would end the connection, and with it the process.
+    """
+
+    _log = Logger()
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Ctrl-C in a terminal reaches the whole group; the parent decides when its workers end.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self._thread = ThreadPool(1, 1, "inference")
+        # A daemon, so that the end of the process does not wait for the end of a window.
+        self._thread.threadFactory = partial(Thread, daemon=True)  # type: ignore[assignment]
+        self._thread.start()
+        self._recognizer: Recognizer | None = None
+
+    @ResolveModel.responder
+    def resolveModel(self, asked: str, cache: str) -> Deferred[dict[str, bytes]]:
+        """See :class:`ResolveModel`."""
+
+        def work() -> dict[str, bytes]:
+            from transcribed.speech.models import resolve
+
+            return {"model": _fitting(resolve(asked, cache))}
+
+        return self._run(work, ModelUnavailable, "the model cannot be resolved")
+
+    @LoadModel.responder
+    def loadModel(self, model: bytes, threads: int, language: str) -> Deferred[dict[str, str]]:
+        """See :class:`LoadModel`."""
+
+        def work() -> dict[str, str]:
+            self._recognizer = load(decode(Model, model), threads, language)
+            return {"precision": self._recognizer.precision}
+
+        return self._run(work, ModelUnavailable, "the model cannot be loaded")
+
+    @TranscribeWindow.responder
+    def transcribeWindow(
+        self, path: str, rate: int, channels: int, window: bytes, language: str
+    ) -> Deferred[dict[str, bytes]]:
+        """See :class:`TranscribeWindow`."""
+
+        def work() -> dict[str, bytes]:
+            # Not at the top: a child that only resolves a model needs neither numpy nor soxr.
+            from transcribed.speech.audio import read
+
+            if self._recognizer is None:
+                raise RecognitionFailed("this worker has no model loaded")
+            place = decode(Window, window)
+            samples = read(path, rate, channels, place.start, place.stop)
+            span = Span.of(place, rate)
+            return {"result": _fitting(self._recognizer.transcribe(samples, span, language))}
+
+        return self._run(work, RecognitionFailed, "the window cannot be transcribed")
+
+    def _run(self, work: Callable[[], T], declared: type[Exception], what: str) -> Deferred[T]:
+        """`work` in the inference thread; it fails with `declared` or not at all."""
+        # Imported late, as everywhere: the bootstrap installs the reactor.
+        from twisted.internet import reactor
+
+        def guarded() -> T:
+            try:
+                return work()
+            except (ModelUnavailable, RecognitionFailed) as e:
+                raise declared(str(e)[:LONGEST_REASON]) from None
+            except BaseException as e:
+                name = type(e).__name__
+                # Where, but not the message: a library's may quote the text or the samples.
+                trace = "".join(traceback.format_tb(e.__traceback__))
+                if declared is ModelUnavailable:
+                    trace += str(e)
+                self._log.error("{what}: {name}\n{trace}", what=what, name=name, trace=trace)
+                raise declared(f"{what}: {name}") from None
+
+        return deferToThreadPool(reactor, self._thread, guarded)  # type: ignore[arg-type]
+
+
+def _fitting(answer: msgspec.Struct) -> bytes:
+    """`answer` as JSON; raises :exc:`RecognitionFailed` if it is longer than AMP can send."""
+    encoded = encode(answer)
+    if len(encoded) > MAX_VALUE_LENGTH:
+        raise RecognitionFailed("the worker's answer is too long to send")
+    return encoded

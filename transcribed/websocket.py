@@ -65,6 +65,8 @@ class SessionProtocol(WebSocketServerProtocol, ISessionPeer):  # type: ignore[mi
         try:
             self.gone: Deferred[None] = Deferred()
             self._backlog = _Backlog()
+            # The HTTP channel that took the handshake is still the transport's producer.
+            self.transport.unregisterProducer()
             self.transport.registerProducer(self._backlog, True)
             if len(self.factory.connections) >= self.factory.max_connections:
                 self.close(TRY_AGAIN_LATER, "too many connections")

@@ -116,8 +116,8 @@ class ProcessChild(ProcessProtocol):
 
     def ping(self) -> Deferred[object]:
         """See :class:`transcribed.work.Child`."""
-        # Not ampoule's Ping, which 24.10 answers with text where AMP wants bytes: that error ends the
-        # child.
+        # Not ampoule's Ping: 24.10 answers it with text where AMP wants bytes, and that error ends
+        # the child.
         from ampoule.commands import Echo
 
         answer: Deferred[object] = self.amp.callRemote(Echo, data=b"ping")

@@ -17,8 +17,8 @@ from transcribed import __version__
 
 # Twisted, Autobahn and FFmpeg take most of a second: --help and a typing error need none of them.
 if TYPE_CHECKING:
-    from transcribed.terminal import Terminal
     from transcribed.client import Client
+    from transcribed.terminal import Terminal
 
 DEFAULT_URL = "ws://127.0.0.1:6000/ws"
 
@@ -92,7 +92,7 @@ def _common(command: _F) -> _F:
     return command
 
 
-def _task(context: click.Context, given: dict[str, Any], job: Job) -> Task:
+def _task(context: click.Context, /, given: dict[str, Any], job: Job) -> Task:
     options = {name: given[name] or context.obj[name] for name in context.obj}
     party = options["party"] or os.environ.get("TRANSCRIBE_PARTY")
     if not party:
@@ -149,7 +149,7 @@ _ACK = click.option("--no-ack", is_flag=True, help="Do not say that you have the
 @click.version_option(__version__, prog_name="transcribe")
 @_common
 @click.pass_context
-def cli(context: click.Context, **common: Any) -> None:
+def cli(context: click.Context, /, **common: Any) -> None:
     """Send recordings to a transcription daemon and fetch their text.
 
     The options that all commands share may stand before or after the command. A token is taken from
@@ -175,6 +175,7 @@ def cli(context: click.Context, **common: Any) -> None:
 @click.pass_context
 def send(
     context: click.Context,
+    /,
     file: str,
     receiver: str | None,
     id: str | None,
@@ -225,7 +226,13 @@ def send(
 @_common
 @click.pass_context
 def fetch(
-    context: click.Context, id: str, owner: str | None, no_wait: bool, no_ack: bool, **common: Any
+    context: click.Context,
+    /,
+    id: str,
+    owner: str | None,
+    no_wait: bool,
+    no_ack: bool,
+    **common: Any,
 ) -> Task:
     """Print the text of ID, and then let the daemon know that you have it.
 
@@ -262,7 +269,7 @@ async def _fetched(
 @_OWNER
 @_common
 @click.pass_context
-def status(context: click.Context, id: str, owner: str | None, **common: Any) -> Task:
+def status(context: click.Context, /, id: str, owner: str | None, **common: Any) -> Task:
     """Print how ID is: id, owner, receiver, state, progress, seconds, expires, between tabs."""
 
     async def job(client: Client, terminal: Terminal) -> int:
@@ -277,7 +284,7 @@ def status(context: click.Context, id: str, owner: str | None, **common: Any) ->
 @cli.command("list")
 @_common
 @click.pass_context
-def list_(context: click.Context, **common: Any) -> Task:
+def list_(context: click.Context, /, **common: Any) -> Task:
     """Print all transcripts that you have not acked, in the columns of status."""
 
     async def job(client: Client, terminal: Terminal) -> int:
@@ -292,7 +299,7 @@ def list_(context: click.Context, **common: Any) -> Task:
 @cli.command()
 @_common
 @click.pass_context
-def watch(context: click.Context, **common: Any) -> Task:
+def watch(context: click.Context, /, **common: Any) -> Task:
     """Print each change of your transcripts (id, owner, receiver, state, progress) until Ctrl-C."""
 
     async def job(client: Client, terminal: Terminal) -> int:
@@ -307,13 +314,12 @@ def watch(context: click.Context, **common: Any) -> Task:
 @_ID
 @_common
 @click.pass_context
-def cancel(context: click.Context, id: str, **common: Any) -> Task:
+def cancel(context: click.Context, /, id: str, **common: Any) -> Task:
     """Delete ID, audio and text, whatever its state. Only who sent it may."""
 
     async def job(client: Client, terminal: Terminal) -> int:
         await terminal.connect(client)
-        await client.cancel(id)
-        terminal.write_json({"type": "cancelled", "id": id, "owner": terminal.party})
+        terminal.write_json(await client.cancel(id))
         return OK
 
     return _task(context, common, job)

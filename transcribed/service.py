@@ -172,7 +172,7 @@ class Daemon(Service):
                 s=status,
             )
             if status.warning:
-                self._log.warn("{warning}", warning=status.warning)
+                self._log.warn("{text}", text=status.warning)
         self._dispatcher.pump()
 
     async def _purge_now(self) -> None:

@@ -37,7 +37,6 @@ class Terminal:
     """
 
     def __init__(self, common: cli.Common, out: BinaryIO, err: TextIO, clock: Any) -> None:
-        self.party = common.party
         self._json = common.json
         self._quiet = common.quiet
         self._out = out
@@ -59,13 +58,11 @@ class Terminal:
         :raises OutputFailed: it may not have got to where it should.
         """
         if self._json:
-            fields = msgspec.to_builtins(answer)
-            fields.pop("ref", None)
-            self._put(msgspec.json.encode(fields))
+            self.write_json(answer)
         else:
             self._put(text.encode())
 
-    def write_json(self, answer: msgspec.Struct | dict[str, Any]) -> None:
+    def write_json(self, answer: msgspec.Struct) -> None:
         """Puts out an answer of which only ``--json`` says anything."""
         if self._json:
             fields = msgspec.to_builtins(answer)
@@ -147,7 +144,8 @@ class Terminal:
         try:
             yield
         finally:
-            loop.stop() if loop.running else None
+            if loop.running:
+                loop.stop()
             self.clear()
 
     async def watch(self, client: Client, columns: Callable[[Event], list[Any]]) -> None:

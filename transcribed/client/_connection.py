@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
+from autobahn.exception import Disconnected
 from autobahn.twisted.websocket import WebSocketClientFactory, WebSocketClientProtocol
 from twisted.internet.defer import Deferred, TimeoutError
 from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint, wrapClientTLS
@@ -78,7 +80,7 @@ class Address:
         :raises ValueError: for one without a certificate.
         """
         if self.path is not None:
-            return UNIXClientEndpoint(reactor, self.path, timeout)  # type: ignore[no-untyped-call]
+            return UNIXClientEndpoint(reactor, self.path, timeout)
         endpoint: Any = HostnameEndpoint(reactor, self.host, self.port, timeout)
         if not self.secure:
             return endpoint
@@ -98,7 +100,7 @@ def _trust(cafile: str) -> Any:
     if not found:
         raise ValueError(f"{cafile}: there is no certificate in it")
     certificates = [Certificate.loadPEM(pem) for pem in found]
-    return trustRootFromCertificates(certificates)  # type: ignore[no-untyped-call]
+    return trustRootFromCertificates(certificates)
 
 
 class Connection(WebSocketClientProtocol):  # type: ignore[misc]
@@ -127,11 +129,15 @@ class Connection(WebSocketClientProtocol):  # type: ignore[misc]
 
     def send(self, message: dict[str, Any]) -> None:
         """Sends a request; on a connection that is going down it is silently lost."""
-        self.sendMessage(msgspec.json.encode(message))
+        self._put(msgspec.json.encode(message), False)
 
     def send_audio(self, frame: bytes) -> None:
-        """Sends a binary frame."""
-        self.sendMessage(frame, isBinary=True)
+        """Sends a binary frame, or loses it likewise."""
+        self._put(frame, True)
+
+    def _put(self, payload: bytes, binary: bool) -> None:
+        with suppress(Disconnected):
+            self.sendMessage(payload, isBinary=binary)
 
     def abort(self) -> None:
         """Ends the connection at once, whatever is still in its buffer."""
@@ -187,8 +193,10 @@ class Connection(WebSocketClientProtocol):  # type: ignore[misc]
             return Unauthenticated(f"{self._name} refused the credentials")
         if code == _TRY_AGAIN_LATER:
             return Unreachable(f"{self._name} has too many connections")
-        if "certificate" in why or "SSL" in why:
-            return Unreachable(f"cannot trust {self._name}: {self._broken or why}")
+        if self._broken is not None:
+            return Unreachable(f"no trusted TLS with {self._name}: {self._broken}")
+        if "timeout" in why:
+            return Unreachable(f"{self._name} does not answer")
         return Unreachable(f"{self._name} did not answer as expected: {why or reason or code}")
 
     def connectionLost(self, reason: Failure | None = None) -> None:
@@ -201,9 +209,11 @@ class Connection(WebSocketClientProtocol):  # type: ignore[misc]
 def _tls_reason(error: BaseException | None) -> str | None:
     if type(error).__name__ == "VerificationError":
         return "the certificate is for another name"
+    arguments: Any = getattr(error, "args", ())
     try:
-        return ", ".join(str(entry[2]) for entry in error.args[0])  # type: ignore[union-attr]
-    except (AttributeError, IndexError, TypeError):
+        # OpenSSL's queue of (library, function, reason).
+        return ", ".join(str(entry[2]) for entry in arguments[0]) or None
+    except (IndexError, TypeError):
         return None
 
 

@@ -254,45 +254,53 @@ class Conversation:
             waiter.callback(welcome)
         self._advance()
 
-    def broke(self, connection: Connection, reason: Unreachable, settled: bool) -> bool:
+    def broke(self, connection: Connection, reason: Unreachable, settled: bool) -> None:
         """Leaves what was unanswered to the next connection; what cannot be repeated fails."""
         self._end_upload(None)
-        for request in list(self._pending.values()):
+        doomed = []
+        for request in self._pending.values():
             if request.sent_on is connection:
                 request.sent_on = None
-                self._consider(request, reason, settled)
+                if (why := self._why_not_again(request, reason, settled)) is not None:
+                    doomed.append((request, why))
         subscribing = any(r.kind == "subscribe" for r in self._pending.values())
         if self._subscriptions and not subscribing:
             renewed = self._queue(message("subscribe"), (Subscribed,)).deferred
             renewed.addErrback(self._not_renewed)
-        return bool(self._pending or self._waiters)
-
-    def _consider(self, request: Request, reason: Unreachable, settled: bool) -> None:
-        if request.source is not None and request.source.spent:
-            why = f"{reason}, and the audio cannot be read again to repeat the upload"
+        # From here on callbacks run, and may ask for anything.
+        for request, why in doomed:
             self._finish(request, Unreachable(why))
-        elif request.source is None and settled:
+        if (self._pending or self._waiters) and not self._closed:
+            self._link.want()
+
+    def _why_not_again(self, request: Request, reason: Unreachable, settled: bool) -> str | None:
+        if request.source is None and settled:
             request.times = 0
-        elif request.times >= self._attempts:
-            self._finish(request, Unreachable(f"{reason}, for the {request.times}th time"))
+        if request.source is not None and request.source.spent:
+            return f"{reason}, and the audio cannot be read again to repeat the upload"
+        return f"{reason}, again and again" if request.times >= self._attempts else None
 
     def gave_up(self, reason: Exception) -> None:
         """Fails everything."""
         self._end_upload(None)
-        for request in list(self._pending.values()):
+        requests, waiters = list(self._pending.values()), self._waiters
+        subscriptions = self._subscriptions[:]
+        self._waiters = []
+        self._subscriptions.clear()
+        # From here on callbacks run, and what they ask for is not meant.
+        for request in requests:
             self._finish(request, reason)
-        waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             waiter.errback(reason)
-        self._abandon(reason)
+        self._abandon(subscriptions, reason)
 
     def _not_renewed(self, failure: Failure) -> None:
-        assert isinstance(failure.value, Exception)
-        self._abandon(failure.value)
-
-    def _abandon(self, reason: Exception) -> None:
         subscriptions = self._subscriptions[:]
         self._subscriptions.clear()
+        assert isinstance(failure.value, Exception)
+        self._abandon(subscriptions, failure.value)
+
+    def _abandon(self, subscriptions: list[Subscription], reason: Exception) -> None:
         for subscription in subscriptions:
             if subscription.lost is not None:
                 self._tell(subscription.lost, reason)

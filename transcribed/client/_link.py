@@ -33,11 +33,11 @@ class Owner(Protocol):
     def unreadable(self, ref: str) -> None:
         """The answer to a request makes no sense."""
 
-    def broke(self, connection: Connection, reason: Unreachable, settled: bool) -> bool:
-        """The connection broke, after :data:`SETTLED` or not; answers whether to get another."""
+    def broke(self, connection: Connection, reason: Unreachable, settled: bool) -> None:
+        """The connection broke, after :data:`SETTLED` or not."""
 
     def gave_up(self, reason: Exception) -> None:
-        """There is no connection to be had."""
+        """There is no connection to be had; the next :meth:`Link.want` begins anew."""
 
 
 class Link:
@@ -149,10 +149,8 @@ class Link:
             self._failures = 0
         elif not on_purpose:
             self._failures += 1
-        if not self._owner.broke(connection, reason, settled):
-            return
         if self._failures >= self._attempts:
             self._failures = 0
             self._owner.gave_up(reason)
         else:
-            self.want()
+            self._owner.broke(connection, reason, settled)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import IPushProducer
 from zope.interface import implementer
 
@@ -52,6 +52,7 @@ class Upload:
     connection: Connection
     stopped: bool = False
     _paused: bool = False
+    _reading: Deferred[bytes | None] | None = None
     _waiting: list[Deferred[None]] = field(default_factory=list)
 
     async def run(self) -> None:
@@ -65,8 +66,8 @@ class Upload:
         self.connection.registerProducer(self, True)
         try:
             self.connection.send(message)
-            async with aclosing(source.frames()) as frames:  # type: ignore[type-var]
-                async for frame in frames:
+            async with aclosing(source.frames()) as frames:
+                while (frame := await self._read(frames)) is not None:
                     await self._room()
                     if self.stopped:
                         return
@@ -90,12 +91,23 @@ class Upload:
         finally:
             self.stop()
 
+    async def _read(self, frames: AsyncGenerator[bytes, None]) -> bytes | None:
+        self._reading = Deferred.fromCoroutine(_next(frames))
+        try:
+            return await self._reading
+        except CancelledError:
+            if self.stopped:
+                return None
+            raise
+
     def stop(self) -> None:
-        """Nothing more is sent."""
+        """Nothing more is sent, nor waited for."""
         if not self.stopped:
             self.stopped = True
             if self.connection.transport is not None:
                 self.connection.unregisterProducer()
+            if self._reading is not None and not self._reading.called:
+                self._reading.cancel()
         self.resumeProducing()
 
     def _room(self) -> Deferred[None]:
@@ -119,3 +131,7 @@ class Upload:
     def stopProducing(self) -> None:
         """The transport's: the connection is gone."""
         self.stop()
+
+
+async def _next(frames: AsyncGenerator[bytes, None]) -> bytes | None:
+    return await anext(frames, None)

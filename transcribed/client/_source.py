@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Iterable,
+    Iterator,
+)
 from typing import Any, BinaryIO
 
 Audio = (
@@ -54,7 +61,7 @@ class Source:
         """Whether it was read from and cannot be read again."""
         return self._opened and not self.repeatable
 
-    async def frames(self) -> AsyncIterator[bytes]:
+    async def frames(self) -> AsyncGenerator[bytes, None]:
         """The audio from its beginning, at most :data:`FRAME` bytes at a time.
 
         Raises whatever reading the audio raises.

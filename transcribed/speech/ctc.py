@@ -7,7 +7,10 @@ of each frame, joins equal neighbours and drops the blanks.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -35,8 +38,11 @@ class CTCRecognizer:
         self._features = transformers.AutoFeatureExtractor.from_pretrained(
             model.path, local_files_only=True
         )
+        self._default = language or _declared_language(model)
+        # MMS-like: its vocabulary is nested, and makes no sense without a language.
+        nested = {} if model.languages is None else {"target_lang": self._default}
         self._tokenizer = transformers.Wav2Vec2CTCTokenizer.from_pretrained(
-            model.path, local_files_only=True
+            model.path, local_files_only=True, **nested
         )
         config = transformers.AutoConfig.from_pretrained(model.path, local_files_only=True)
         self._stride, self._field = _geometry(model, config, self._features)
@@ -48,9 +54,6 @@ class CTCRecognizer:
             raise ModelUnavailable(f"the weights of {model.name} have no CTC head: not fine-tuned")
         self._model = model
         self._language = ""
-        self._default = language or self._tokenizer.target_lang or ""
-        if model.languages is not None and self._default not in model.languages:
-            raise ModelUnavailable(f"{model.name} must be told which of its languages to recognize")
         self._choose_tokens()
         self._switch(self._default)
 
@@ -126,6 +129,19 @@ class CTCRecognizer:
                 confidence = round(float(probabilities[start:stop].mean()), 4)
                 runs.append(Run(token, first + start, stop - start, confidence))
         return runs
+
+
+def _declared_language(model: Model) -> str:
+    """The language that an MMS-like checkpoint recognizes when none is asked for; else empty."""
+    if model.languages is None:
+        return ""
+    options: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError):
+        options = json.loads((Path(model.path) / "tokenizer_config.json").read_bytes())
+    declared = options.get("target_lang") if isinstance(options, dict) else None
+    if declared not in model.languages:
+        raise ModelUnavailable(f"{model.name} must be told which of its languages to recognize")
+    return str(declared)
 
 
 def _check_language(model: Model, language: str, error: type[Exception]) -> None:

@@ -69,8 +69,7 @@ def resolve(asked: str, cache_dir: str) -> Model:
         except ModelUnavailable as e:
             return _embedded(
                 cache_dir,
-                f"the mission's model {MISSION} could not be had ({e}): "
-                "the embedded Whisper base is used instead",
+                f"{e}: the embedded Whisper base is used instead of the mission's model",
             )
     directory = Path(asked).expanduser()
     if directory.is_dir():

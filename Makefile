@@ -1,0 +1,41 @@
+# make run: the daemon on 127.0.0.1:6000.  make test: the tests.  make check: lint and types.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STATE ?= var
+# More options for the daemon: make run ARGS="--model embedded"
+ARGS ?=
+# Which tests: make test TESTS=tests.test_wire
+TESTS ?= tests
+
+.PHONY: run install test check clean
+
+run: install
+	$(BIN)/twistd -n --pidfile= transcribed --state $(STATE) $(ARGS)
+
+install: $(VENV)/.installed
+
+# In the development mode that puts the tree itself on the path: twistd finds the plugin by it.
+$(VENV)/.installed: requirements.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
+		--config-settings editable_mode=compat --editable .
+	touch $@
+
+test: install
+	$(BIN)/trial $(TESTS)
+
+check: $(VENV)/.checkers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(VENV)/.checkers: $(VENV)/.installed requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info _trial_temp*

@@ -1,0 +1,52 @@
+"""Real speech for tests: a tiny checkpoint that was trained on it, and clips with their text.
+
+Both were made by ``tests/train_checkpoint.py``.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import av
+import numpy
+import numpy.typing
+
+HERE = Path(__file__).parent
+CHECKPOINT = HERE / "checkpoint"
+CLIPS = HERE / "clips"
+RATE = 16000
+
+PCM = numpy.typing.NDArray[numpy.int16]
+
+
+def texts() -> dict[str, str]:
+    """What is said in each clip, by file name."""
+    read: dict[str, str] = json.loads((CLIPS / "clips.json").read_text())
+    return read
+
+
+def clip(name: str) -> PCM:
+    """The samples of a clip: mono at 16 kHz, shape (samples,)."""
+    with av.open(str(CLIPS / name)) as container:
+        frames = [frame.to_ndarray() for frame in container.decode(audio=0)]
+    samples: PCM = numpy.concatenate(frames, axis=1)[0].astype(numpy.int16)
+    return samples
+
+
+def recording(seconds: float, seed: int = 1) -> tuple[PCM, str]:
+    """Clips with pauses between them, at least `seconds` long, and the whole text."""
+    rng = random.Random(seed)
+    said = texts()
+    clips = {name: clip(name) for name in said}
+    parts: list[PCM] = []
+    words: list[str] = []
+    length = 0
+    while length < seconds * RATE:
+        name = rng.choice(sorted(said))
+        pause = numpy.zeros(rng.randrange(RATE // 10, RATE // 2), numpy.int16)
+        parts += [clips[name], pause]
+        words.append(said[name])
+        length += len(clips[name]) + len(pause)
+    return numpy.concatenate(parts), " ".join(words)

@@ -18,6 +18,9 @@ from autobahn.websocket.types import ConnectionDeny
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.internet.endpoints import TCP4ServerEndpoint
+from twisted.trial.unittest import TestCase
+
+from transcribed.client import Client
 
 WELCOME = {
     "type": "welcome",
@@ -273,3 +276,28 @@ class FakeDaemon:
         """An event to the subscribers."""
         for session in self.watchers:
             session.answer(self.kept[id].status("event", state=state), None)
+
+
+class WithDaemon(TestCase):
+    """With a fake daemon and clients that are closed in the end."""
+
+    timeout = 20
+
+    async def daemon(self, endpoint: Any = None, **options: Any) -> tuple[FakeDaemon, Client]:
+        daemon = FakeDaemon()
+        self.url = await daemon.listen(endpoint)
+        self.addCleanup(lambda: Deferred.fromCoroutine(daemon.stop()))
+        return daemon, self.client(self.url, **options)
+
+    def client(self, url: str, **options: Any) -> Client:
+        client = Client(url, "anna", "secret", reactor=reactor, policy=lambda _: 0.0, **options)
+        self.addCleanup(client.close)
+        return client
+
+    async def fails(self, deferred: Deferred[Any], kind: type[Exception]) -> Any:
+        """The exception that `deferred` ends in."""
+        try:
+            result = await deferred
+        except kind as e:
+            return e
+        raise self.failureException(f"no {kind.__name__}, but {result}")

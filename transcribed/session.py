@@ -202,7 +202,6 @@ def _end_alone(proto: Conversation, core: Core, request: wire.End) -> None:
 
 
 @_ready.upon(Conversation.ask).loop()
-@_swallowing.upon(Conversation.ask, nodata=True).to(_ready)
 def _ask(proto: Conversation, core: Core, request: wire.Question) -> None:
     core.bad_messages = 0
     core.step = _QUESTIONS[type(request)](core, request)
@@ -286,9 +285,16 @@ _swallowing.upon(Conversation.audio, nodata=True).loop().returns(None)
 _swallowing.upon(Conversation.over, nodata=True).to(_ready).returns(None)
 
 
-@_swallowing.upon(Conversation.submit, nodata=True).to(_ready)
-def _submit_next(proto: Conversation, core: Core, request: wire.Submit) -> None:
+@_swallowing.upon(Conversation.submit).to(_ready)
+def _submit_next(
+    proto: Conversation, core: Core, ids: set[str], request: wire.Submit
+) -> None:
     proto.submit(request)
+
+
+@_swallowing.upon(Conversation.ask).to(_ready)
+def _ask_next(proto: Conversation, core: Core, ids: set[str], request: wire.Question) -> None:
+    _ask(proto, core, request)
 
 
 @_swallowing.upon(Conversation.end).loop()
@@ -307,12 +313,16 @@ def _end_swallowed(proto: Conversation, core: Core, ids: set[str], request: wire
 
 @_greeting.upon(Conversation.lost).to(_gone)
 @_ready.upon(Conversation.lost).to(_gone)
-@_swallowing.upon(Conversation.lost, nodata=True).to(_gone)
 def _lost(proto: Conversation, core: Core) -> None:
     if core.unwatch is not None:
         core.unwatch()
     for outcome in list(core.waiting):
         outcome.cancel()
+
+
+@_swallowing.upon(Conversation.lost).to(_gone)
+def _lost_swallowing(proto: Conversation, core: Core, ids: set[str]) -> None:
+    _lost(proto, core)
 
 
 _conversation = _builder.build()

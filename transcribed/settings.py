@@ -66,7 +66,13 @@ def _language(text: object) -> str:
 
 
 def _path(text: object) -> Path:
-    return Path(_string(text)).expanduser().absolute()
+    path = _string(text)
+    try:
+        if "\0" in path:
+            raise ValueError
+        return Path(path).expanduser().absolute()
+    except (ValueError, RuntimeError):
+        raise WrongValue("a path, after ~ no other than a user of this machine") from None
 
 
 def is_loopback(host: str) -> bool:
@@ -92,7 +98,7 @@ def _endpoint(text: str) -> str:
                 "an interface on loopback, such as tcp:6000:interface=127.0.0.1, as clients need "
                 "no credentials"
             )
-    elif kind not in ("unix", "systemd") or not fields:
+    elif kind not in ("unix", "systemd") or not any(fields) or named.get("address") == "":
         raise WrongValue(
             "tcp:PORT:interface=127.0.0.1, tcp6:PORT:interface=\\:\\:1, unix:PATH, or systemd:…"
         )

@@ -32,6 +32,10 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 AUDIO, WINDOWS, TEXT = ".audio", ".windows", ".text"
 
 
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
 def _sync_directory(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -55,7 +59,9 @@ class Intake:
         self._spool = spool
         self._digest = hashlib.sha256()
         with _disk_errors():
-            self._file = open(spool.audio_path(key), "xb", buffering=0)  # noqa: SIM115
+            self._file = open(  # noqa: SIM115
+                spool.audio_path(key), "xb", buffering=0, opener=_private
+            )
 
     def write(self, data: bytes) -> None:
         """Append `data`; raises :exc:`Busy` when the disk is full."""
@@ -113,7 +119,10 @@ class Spool:
         self._threads = threads
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         directory.chmod(0o700)
-        self._found = list(directory.iterdir())
+        # What is kept in it must not be lost with its own name.
+        _sync_directory(directory.parent)
+        # Not directories: lost+found is one where a file system of its own is mounted here.
+        self._found = [path for path in directory.iterdir() if not path.is_dir()]
 
     def inThread(self, work: Callable[[], T]) -> Deferred[T]:
         """Run `work` where it may wait for the disk."""
@@ -146,7 +155,7 @@ class Spool:
                     return None
             except FileNotFoundError:
                 return None
-            with open(self.windows_path(key), "a+b") as file:
+            with open(self.windows_path(key), "a+b", opener=_private) as file:
                 file.seek(0)
                 return _read_windows(file.read())
 
@@ -165,7 +174,8 @@ class Spool:
             except FileNotFoundError:
                 return
             try:
-                os.write(descriptor, msgspec.json.encode(window) + b"\n")
+                # The newline comes first, so that a line that was torn does not spoil this one.
+                os.write(descriptor, b"\n" + msgspec.json.encode(window))
             finally:
                 os.close(descriptor)
 
@@ -176,7 +186,7 @@ class Spool:
 
         def work() -> None:
             path = self._path(key, TEXT)
-            with open(path, "wb") as file:
+            with open(path, "wb", opener=_private) as file:
                 file.write(msgspec.json.encode(transcription))
                 file.flush()
                 os.fsync(file.fileno())
@@ -234,7 +244,7 @@ def _read_windows(data: bytes) -> list[StoredWindow]:
     for line in data.splitlines():
         try:
             windows.append(msgspec.json.decode(line, type=StoredWindow))
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError):
             # The last line can be torn by a crash: that window is transcribed once more.
             continue
     return windows

@@ -68,7 +68,7 @@ def _read(path: str) -> dict[str, Any]:
         with open(path, "rb") as file:
             values = tomllib.load(file)
     except OSError as e:
-        raise usage.UsageError(f"--config cannot be {path}: {e.strerror}") from None
+        raise usage.UsageError(f"--config cannot be {_show(path)}: {e.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise usage.UsageError(f"--config cannot be {path}: it must be TOML: {e}") from None
     keys = [option.key for option in OPTIONS]

@@ -6,6 +6,7 @@ docs/protocol.rst says what they mean. :func:`parse` turns a frame into a reques
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -119,9 +120,15 @@ def parse(frame: bytes) -> AnyRequest:
     try:
         return _decoder.decode(frame)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
-        # msgspec's reasons name the field and what is allowed there, never the value.
-        reason = str(e) if isinstance(e, msgspec.ValidationError) else "not a JSON object"
-        raise Unparsable(BadMessage(reason), _salvage_ref(frame)) from e
+        raise Unparsable(BadMessage(_reason(e)), _salvage_ref(frame)) from e
+
+
+def _reason(error: Exception) -> str:
+    if not isinstance(error, msgspec.ValidationError):
+        return "not a JSON object"
+    reason = str(error)
+    # msgspec's reasons name the field and what is allowed there; the value only in this case.
+    return "unknown type" if reason.startswith("Invalid value") else reason
 
 
 class _OnlyRef(msgspec.Struct):
@@ -130,9 +137,13 @@ class _OnlyRef(msgspec.Struct):
 
 def _salvage_ref(frame: bytes) -> str | None:
     try:
-        return msgspec.json.decode(frame, type=_OnlyRef).ref
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        # json reads on where msgspec stops, e.g. at half a surrogate pair in another field.
+        ref = msgspec.convert(json.loads(frame.decode()), _OnlyRef).ref
+        if ref is not None:
+            ref.encode()
+    except (msgspec.ValidationError, ValueError, RecursionError):
         return None
+    return ref
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True):

@@ -69,5 +69,5 @@ class SQLiteStore(SQLStore):
                     f"its schema is version {version}, and this program knows {max(schemas)}"
                 )
             for number in range(version + 1, max(schemas) + 1):
-                script = f"BEGIN; {schemas[number]}; PRAGMA user_version = {number}; COMMIT;"
+                script = f"BEGIN; {schemas[number]}\n; PRAGMA user_version = {number}; COMMIT;"
                 connection.executescript(script)

@@ -1,0 +1,681 @@
+"""The conversation: every row of the tables of docs/protocol.rst, over the real core, at once."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.fakes import MODEL, FakePool, House, Party
+
+SECOND = b"\1\0" * 16000
+
+
+class Case(SynchronousTestCase):
+    """A house with Anna, Bjorn and Eva, who has no part in anything."""
+
+    def setUp(self) -> None:
+        self.house = House(Path(self.mktemp()))
+        self.anna = self.house.party("anna")
+        self.bjorn = self.house.party("bjorn")
+        self.eva = self.house.party("eva")
+
+    def tearDown(self) -> None:
+        self.assertEqual(self.house.clock.getDelayedCalls(), [])
+        self.assertEqual(self.flushLoggedErrors(), [])
+
+    def ready(self, id: str = "m1", *words: str) -> None:
+        self.anna.submit(id, receiver="bjorn")
+        self.house.pool.answer(*(words or ("hej", "då")))
+
+    def assertError(self, answer: dict[str, Any], code: str) -> None:
+        self.assertEqual((answer["type"], answer.get("code")), ("error", code), answer)
+        self.assertTrue(answer["reason"])
+
+
+class HelloTests(Case):
+    """hello comes first."""
+
+    def test_welcome(self) -> None:
+        party = self.house.party(None)
+        answer = party.ask(type="hello", party="anna", token="anything", ref="r")
+        self.assertEqual(
+            answer,
+            {
+                "type": "welcome",
+                "party": "anna",
+                "server": "transcribed/test",
+                "model": "fake",
+                "limits": {"seconds": 100.0, "bytes": 100 * 48000 * 4},
+                "ref": "r",
+            },
+        )
+        self.assertIsNone(party.closed)
+
+    def test_anything_else_first(self) -> None:
+        for message in (
+            {"type": "list", "ref": "r"},
+            {"type": "submit", "id": "m"},
+            {"type": "end", "id": "m"},
+            {"type": "nonsense", "ref": "r"},
+            {"type": "hello"},
+        ):
+            party = self.house.party(None)
+            answer = party.ask(**message)
+            self.assertError(answer, "unauthenticated")
+            self.assertEqual(answer.get("ref"), message.get("ref"))
+            self.assertEqual(party.closed and party.closed[0], 1008)
+
+    def test_sound_first(self) -> None:
+        party = self.house.party(None)
+        party.sound(b"\0\0")
+        self.assertError(party.heard(), "unauthenticated")
+        self.assertEqual(party.closed and party.closed[0], 1008)
+
+    def test_nothing_is_heard_after_the_close(self) -> None:
+        party = self.house.party(None)
+        party.ask(type="list")
+        party.say(type="hello", party="anna")
+        self.assertEqual(party.sent, [])
+
+    def test_bad_party(self) -> None:
+        party = self.house.party(None)
+        self.assertError(party.ask(type="hello", party=""), "unauthenticated")
+
+    def test_twice(self) -> None:
+        self.assertError(self.anna.ask(type="hello", party="eva", ref="r"), "bad-message")
+        self.assertIsNone(self.anna.closed)
+
+
+class SubmitTests(Case):
+    """submit, its frames and its end: one exchange, one answer."""
+
+    def test_accepted(self) -> None:
+        self.anna.say(type="submit", id="m1", receiver="bjorn", ttl=60, ref="s")
+        self.anna.sound(SECOND[:7])
+        self.anna.sound(SECOND[7:])
+        digest = hashlib.sha256(SECOND).hexdigest().upper()
+        answer = self.anna.ask(type="end", id="m1", sha256=digest, ref="e")
+        self.assertEqual(
+            answer,
+            {
+                "type": "accepted",
+                "id": "m1",
+                "owner": "anna",
+                "receiver": "bjorn",
+                "state": "queued",
+                "seconds": 1.0,
+                "expires": "2026-11-18T12:27:40.000Z".replace("12:27:40", self.clock_at(60)),
+                "ref": "e",
+            },
+        )
+        audio, window, language, _ = self.house.pool.work[0]
+        self.assertEqual((audio.rate, audio.channels, language), (16000, 1, "sv"))
+        self.assertEqual(Path(audio.path).read_bytes(), SECOND)
+        self.assertEqual((window.start, window.stop), (0, 16000))
+
+    def clock_at(self, seconds: float) -> str:
+        from datetime import UTC, datetime
+
+        return datetime.fromtimestamp(self.house.clock.seconds() + seconds, UTC).strftime(
+            "%H:%M:%S"
+        )
+
+    def test_the_refs(self) -> None:
+        self.anna.say(type="submit", id="m1", ref="s")
+        self.anna.sound(SECOND)
+        self.assertEqual(self.anna.ask(type="end", id="m1")["ref"], "s")
+        self.assertError(answer := self.anna.submit("m2", b"", ref="s2"), "bad-audio")
+        self.assertEqual((answer["ref"], answer["id"], answer["owner"]), ("s2", "m2", "anna"))
+
+    def test_rate_channels_and_language(self) -> None:
+        answer = self.anna.submit("m1", bytes(6 * 44100), rate=44100, channels=2, language="en")
+        self.assertEqual(answer["seconds"], 1.5)
+        audio, _, language, _ = self.house.pool.work[0]
+        self.assertEqual((audio.rate, audio.channels, language), (44100, 2, "en"))
+
+    def test_without_receiver_there_is_one_side(self) -> None:
+        for id, more in (("m1", {}), ("m2", {"receiver": "anna"})):
+            self.assertEqual(self.anna.submit(id, **more)["receiver"], "anna")
+            self.house.pool.answer("hej")
+            self.anna.ask(type="fetch", id=id)
+            answer = self.anna.ask(type="ack", id=id)
+            self.assertEqual(answer["given"], {"owner": True, "receiver": True})
+            self.assertTrue(answer["purged"])
+
+    def test_again_is_accepted_with_the_present_state(self) -> None:
+        self.anna.submit("m1", receiver="bjorn")
+        self.assertEqual(self.anna.submit("m1", receiver="bjorn")["state"], "transcribing")
+        self.house.pool.answer("hej")
+        self.assertEqual(self.anna.submit("m1", receiver="bjorn")["state"], "ready")
+        for party in (self.anna, self.bjorn):
+            party.ask(type="fetch", id="m1", owner="anna")
+            party.ask(type="ack", id="m1", owner="anna")
+        self.assertEqual(self.anna.submit("m1", receiver="bjorn")["state"], "purged")
+        self.assertEqual(self.house.pool.work, [])
+        self.assertEqual(self.house.spool.names(), [])
+
+    def test_the_same_id_with_anything_else(self) -> None:
+        self.anna.submit("m1", receiver="bjorn")
+        for data, more in (
+            (SECOND + b"\0\0", {"receiver": "bjorn"}),
+            (SECOND, {"receiver": "eva"}),
+            (SECOND, {}),
+            (SECOND, {"receiver": "bjorn", "rate": 8000}),
+            (SECOND, {"receiver": "bjorn", "channels": 2}),
+        ):
+            self.assertError(self.anna.submit("m1", data, **more), "id-taken")
+        self.assertEqual(self.house.spool.names(), [".audio", ".windows"])
+
+    def test_ids_of_different_owners_never_collide(self) -> None:
+        self.anna.submit("m1", receiver="eva")
+        self.assertEqual(self.bjorn.submit("m1", SECOND * 2, receiver="eva")["type"], "accepted")
+
+    def test_bad_audio_leaves_nothing(self) -> None:
+        self.assertError(self.anna.submit("m1", b""), "bad-audio")
+        self.assertError(self.anna.submit("m1", b"\0\0\0"), "bad-audio")
+        self.assertError(self.anna.submit("m1", b"\0\0", channels=2), "bad-audio")
+        self.anna.say(type="submit", id="m1")
+        self.anna.sound(SECOND)
+        self.assertError(self.anna.ask(type="end", id="m1", sha256="00" * 32), "bad-audio")
+        self.assertEqual(self.house.spool.names(), [])
+        self.assertError(self.anna.ask(type="status", id="m1"), "unknown-id")
+        self.assertEqual(self.anna.submit("m1")["type"], "accepted")
+
+    def test_too_long_is_answered_as_soon_as_it_is_known(self) -> None:
+        self.anna.say(type="submit", id="m1", ref="s", rate=8000)
+        self.anna.sound(bytes(100 * 8000 * 2))
+        self.assertEqual(self.anna.sent, [])
+        self.anna.sound(b"\0")
+        self.assertError(answer := self.anna.heard(), "too-long")
+        self.assertEqual(answer["ref"], "s")
+        self.assertEqual(self.house.spool.names(), [])
+        self.anna.sound(b"\0" * 100)
+        self.anna.say(type="end", id="m1")
+        self.assertEqual(self.anna.sent, [], "the rest is swallowed")
+        self.assertError(self.anna.ask(type="end", id="m1"), "bad-message")
+
+    def test_another_request_ends_the_swallowing(self) -> None:
+        def refuse() -> None:
+            self.anna.say(type="submit", id="m1", language="tlh")
+            self.assertError(self.anna.heard(), "unsupported")
+
+        refuse()
+        self.assertEqual(self.anna.ask(type="list")["type"], "listing")
+        self.assertError(self.anna.ask(type="end", id="m1"), "bad-message")
+        refuse()
+        self.assertEqual(self.anna.submit("m2")["type"], "accepted")
+        refuse()
+        self.assertError(self.anna.ask(type="end", id="other"), "bad-message")
+
+    def test_busy_when_the_queue_is_full(self) -> None:
+        self.house.max_queue = 2
+        self.house.open()
+        anna, bjorn = self.house.party("anna"), self.house.party("bjorn")
+        anna.submit("m1")
+        bjorn.say(type="submit", id="b1")
+        answer = anna.ask(type="submit", id="m2", ref="s")
+        self.assertError(answer, "busy")
+        self.assertGreater(answer["retry_after"], 0)
+        bjorn.session.lost()
+        self.assertEqual(anna.submit("m3")["type"], "accepted")
+        self.house.pool.answer("hej")
+        self.house.pool.answer("hej")
+        self.assertEqual(anna.submit("m4")["type"], "accepted")
+
+    def test_unsupported(self) -> None:
+        self.assertError(self.anna.ask(type="submit", id="m1", language="xx"), "unsupported")
+
+    def test_a_model_of_one_language(self) -> None:
+        house = House(Path(self.mktemp()), pool=FakePool(model=None))
+        anna = house.party("anna")
+        self.assertEqual(anna.submit("m1", language="fi")["type"], "accepted", "not known yet")
+        import msgspec
+
+        house.pool.model = msgspec.structs.replace(MODEL, languages=None)
+        self.assertError(anna.ask(type="submit", id="m2", language="en"), "unsupported")
+        self.assertEqual(anna.submit("m3", language="sv")["type"], "accepted")
+
+    def test_a_second_submit_ends_both(self) -> None:
+        self.anna.say(type="submit", id="m1", ref="1")
+        self.anna.sound(SECOND)
+        answer = self.anna.ask(type="submit", id="m2", ref="2")
+        self.assertError(answer, "bad-message")
+        self.assertEqual((answer["ref"], answer["id"]), ("2", "m2"))
+        self.anna.sound(SECOND)
+        self.anna.say(type="end", id="m1")
+        self.anna.say(type="end", id="m2")
+        self.assertEqual(self.anna.sent, [])
+        for id in ("m1", "m2"):
+            self.assertError(self.anna.ask(type="status", id=id), "unknown-id")
+        self.assertEqual(self.house.spool.names(), [])
+
+    def test_end_with_another_id(self) -> None:
+        self.anna.say(type="submit", id="m1")
+        self.anna.sound(SECOND)
+        self.assertError(self.anna.ask(type="end", id="m2"), "bad-message")
+        self.assertEqual(self.anna.ask(type="end", id="m1")["type"], "accepted")
+
+    def test_a_lost_connection_leaves_nothing(self) -> None:
+        self.anna.say(type="submit", id="m1")
+        self.anna.sound(SECOND)
+        self.assertEqual(self.house.spool.names(), [".audio"])
+        self.anna.session.lost()
+        self.assertEqual(self.house.spool.names(), [])
+        self.assertEqual(self.house.party("anna").ask(type="list")["transcripts"], [])
+
+    def test_other_requests_during_an_upload(self) -> None:
+        self.anna.say(type="submit", id="m1", receiver="bjorn")
+        self.anna.sound(SECOND)
+        for party in (self.anna, self.bjorn):
+            status = party.ask(type="status", id="m1", owner="anna")
+            self.assertEqual((status["state"], status["seconds"]), ("uploading", 1.0))
+            (listed,) = party.ask(type="list")["transcripts"]
+            self.assertEqual(listed["state"], "uploading")
+        self.assertError(self.eva.ask(type="status", id="m1", owner="anna"), "unknown-id")
+        self.assertEqual(self.anna.ask(type="end", id="m1")["type"], "accepted")
+
+    def test_a_full_disk(self) -> None:
+        import errno
+
+        self.house.spool.broken = OSError(errno.EIO, "input/output error")
+        self.anna.say(type="submit", id="m1", ref="s")
+        self.anna.sound(SECOND)
+        self.assertError(self.anna.ask(type="end", id="m1"), "internal")
+        self.assertEqual(self.anna.closed and self.anna.closed[0], 1011)
+        self.assertEqual(len(self.flushLoggedErrors(OSError)), 1)
+
+
+class FetchTests(Case):
+    """fetch and ack: two-sided delivery."""
+
+    def test_the_transcript(self) -> None:
+        self.ready()
+        answer = self.bjorn.ask(type="fetch", id="m1", owner="anna", ref="f")
+        expires = answer.pop("expires")
+        self.assertTrue(expires.endswith("Z"))
+        self.assertEqual(
+            answer,
+            {
+                "type": "transcript",
+                "id": "m1",
+                "owner": "anna",
+                "receiver": "bjorn",
+                "text": "hej då",
+                "words": [
+                    {"word": "hej", "start": 0.0, "end": 1.0, "confidence": 0.5},
+                    {"word": "då", "start": 1.0, "end": 2.0, "confidence": 0.5},
+                ],
+                "seconds": 1.0,
+                "language": "sv",
+                "model": "fake",
+                "given": {"owner": False, "receiver": False},
+                "ref": "f",
+            },
+        )
+        self.assertEqual(self.house.spool.names(), [".text"], "the audio is deleted")
+
+    def test_waiting_lets_others_pass(self) -> None:
+        self.anna.submit("m1", receiver="bjorn")
+        self.bjorn.say(type="fetch", id="m1", owner="anna", ref="f")
+        self.assertEqual(self.bjorn.ask(type="list")["type"], "listing")
+        self.house.pool.answer("hej")
+        self.assertEqual((answer := self.bjorn.heard())["type"], "transcript")
+        self.assertEqual(answer["ref"], "f")
+        self.assertEqual(self.bjorn.sent, [])
+
+    def test_not_waiting(self) -> None:
+        self.anna.submit("m1", receiver="bjorn")
+        answer = self.bjorn.ask(type="fetch", id="m1", owner="anna", wait=False, ref="f")
+        self.assertEqual(
+            (answer["type"], answer["state"], answer["ref"]), ("status", "transcribing", "f")
+        )
+
+    def test_waiting_for_an_upload(self) -> None:
+        self.anna.say(type="submit", id="m1", receiver="bjorn")
+        self.bjorn.say(type="fetch", id="m1", owner="anna")
+        self.eva.say(type="fetch", id="m1", owner="anna")
+        self.assertError(self.eva.heard(), "unknown-id")
+        self.anna.sound(SECOND)
+        self.anna.say(type="end", id="m1")
+        self.assertEqual(self.bjorn.sent, [])
+        self.house.pool.answer("hej")
+        self.assertEqual(self.bjorn.heard()["text"], "hej")
+
+    def test_waiting_for_an_upload_that_breaks_off(self) -> None:
+        self.anna.say(type="submit", id="m1", receiver="bjorn")
+        self.bjorn.say(type="fetch", id="m1", owner="anna")
+        self.anna.session.lost()
+        self.assertError(self.bjorn.heard(), "unknown-id")
+
+    def test_whoever_waits_and_leaves(self) -> None:
+        self.anna.submit("m1", receiver="bjorn")
+        self.bjorn.say(type="fetch", id="m1", owner="anna")
+        self.bjorn.session.lost()
+        self.house.pool.answer("hej")
+        self.assertEqual(self.bjorn.sent, [])
+
+    def test_any_number_until_the_side_acks(self) -> None:
+        self.ready()
+        for _ in range(3):
+            self.assertEqual(self.anna.ask(type="fetch", id="m1")["text"], "hej då")
+        answer = self.anna.ask(type="ack", id="m1", ref="a")
+        self.assertEqual(
+            answer,
+            {
+                "type": "acked",
+                "id": "m1",
+                "owner": "anna",
+                "given": {"owner": True, "receiver": False},
+                "purged": False,
+                "ref": "a",
+            },
+        )
+        self.assertError(self.anna.ask(type="fetch", id="m1"), "gone")
+        self.assertEqual(
+            self.bjorn.ask(type="fetch", id="m1", owner="anna")["given"],
+            {"owner": True, "receiver": False},
+        )
+
+    def test_purged_when_both_have_acked(self) -> None:
+        self.ready()
+        for party in (self.bjorn, self.anna):
+            party.ask(type="fetch", id="m1", owner="anna")
+        self.assertFalse(self.bjorn.ask(type="ack", id="m1", owner="anna")["purged"])
+        self.assertEqual(self.house.spool.names(), [".text"])
+        self.assertTrue(self.anna.ask(type="ack", id="m1")["purged"])
+        self.assertEqual(self.house.spool.names(), [])
+        for party in (self.anna, self.bjorn):
+            self.assertTrue(party.ask(type="ack", id="m1", owner="anna")["purged"])
+            for type in ("fetch", "status"):
+                self.assertError(party.ask(type=type, id="m1", owner="anna"), "gone")
+
+    def test_ack_before_a_transcript_was_sent(self) -> None:
+        self.anna.submit("m1", receiver="bjorn")
+        self.assertError(self.anna.ask(type="ack", id="m1"), "not-fetched")
+        self.anna.ask(type="fetch", id="m1", wait=False)
+        self.assertError(self.anna.ask(type="ack", id="m1"), "not-fetched")
+        self.house.pool.answer("hej")
+        self.assertError(self.anna.ask(type="ack", id="m1"), "not-fetched")
+        self.anna.ask(type="fetch", id="m1")
+        self.assertError(self.bjorn.ask(type="ack", id="m1", owner="anna"), "not-fetched")
+
+    def test_ack_on_another_connection_than_the_fetch(self) -> None:
+        self.ready()
+        self.anna.ask(type="fetch", id="m1")
+        self.assertEqual(self.house.party("anna").ask(type="ack", id="m1")["type"], "acked")
+
+    def test_a_stranger_is_told_the_same_as_of_nothing(self) -> None:
+        self.ready()
+        for type in ("fetch", "ack", "status", "cancel"):
+            one = self.eva.ask(type=type, id="m1", owner="anna")
+            other = self.eva.ask(type=type, id="m2", owner="anna")
+            self.assertError(one, "unknown-id")
+            self.assertEqual({**one, "id": ""}, {**other, "id": ""})
+            self.assertEqual(self.anna.ask(type="status", id="m1")["state"], "ready")
+
+    def test_expired(self) -> None:
+        self.anna.submit("m1", receiver="bjorn", ttl=10)
+        self.bjorn.say(type="fetch", id="m1", owner="anna")
+        self.house.clock.advance(10)
+        self.assertError(self.anna.ask(type="status", id="m1"), "gone")
+        self.house.purge()
+        self.assertError(self.bjorn.heard(), "gone")
+        self.assertEqual(self.house.spool.names(), [])
+        self.house.pool.answer("late")
+        self.assertEqual(self.house.spool.names(), [])
+        self.assertError(self.anna.ask(type="fetch", id="m1"), "gone")
+        self.house.clock.advance(61)
+        self.assertError(self.anna.ask(type="fetch", id="m1"), "unknown-id")
+
+    def test_a_text_that_expires_unfetched(self) -> None:
+        self.ready()
+        self.bjorn.ask(type="fetch", id="m1", owner="anna")
+        self.house.clock.advance(3600)
+        self.house.purge()
+        self.assertEqual(self.house.spool.names(), [])
+        self.assertTrue(self.bjorn.ask(type="ack", id="m1", owner="anna")["purged"])
+        self.assertError(self.anna.ask(type="ack", id="m1"), "gone")
+
+    def test_failed(self) -> None:
+        self.anna.submit("m1", receiver="bjorn")
+        self.bjorn.say(type="fetch", id="m1", owner="anna", ref="f")
+        for _ in range(3):
+            self.house.pool.fail("the worker died")
+        self.assertError(answer := self.bjorn.heard(), "failed")
+        self.assertEqual((answer["reason"], answer["ref"]), ("the worker died", "f"))
+        self.assertEqual(self.house.spool.names(), [], "its audio is of no use any more")
+        self.assertEqual(self.anna.ask(type="status", id="m1")["state"], "failed")
+        self.assertError(self.anna.ask(type="fetch", id="m1"), "failed")
+        self.assertFalse(self.anna.ask(type="ack", id="m1")["purged"])
+        self.assertTrue(self.bjorn.ask(type="ack", id="m1", owner="anna")["purged"])
+
+    def test_too_many_waiting(self) -> None:
+        self.anna.submit("m1")
+        for _ in range(1000):
+            self.anna.say(type="fetch", id="m1")
+        self.assertError(self.anna.ask(type="fetch", id="m1"), "busy")
+        self.house.pool.answer("hej")
+        self.assertEqual(len(self.anna.sent), 1000)
+
+
+class StatusTests(Case):
+    """status, list, subscribe."""
+
+    def test_status(self) -> None:
+        self.anna.submit("m1", SECOND * 60, receiver="bjorn")
+        self.house.pool.answer("hej")
+        answer = self.bjorn.ask(type="status", id="m1", owner="anna", ref="s")
+        self.assertTrue(answer.pop("expires"))
+        self.assertEqual(
+            answer,
+            {
+                "type": "status",
+                "id": "m1",
+                "owner": "anna",
+                "receiver": "bjorn",
+                "state": "transcribing",
+                "progress": 0.3333,
+                "seconds": 60.0,
+                "given": {"owner": False, "receiver": False},
+                "ref": "s",
+            },
+        )
+
+    def test_the_list_is_of_what_the_party_has_not_acked(self) -> None:
+        for id in ("m1", "m2"):
+            self.house.clock.advance(1)
+            self.ready(id)
+        self.house.clock.advance(1)
+        self.bjorn.submit("b1")
+
+        def ids(party: Party) -> list[str]:
+            return [t["id"] for t in party.ask(type="list")["transcripts"]]
+
+        self.assertEqual(ids(self.anna), ["m1", "m2"])
+        self.assertEqual(ids(self.bjorn), ["m1", "m2", "b1"])
+        self.assertEqual(ids(self.eva), [])
+        self.anna.ask(type="fetch", id="m1")
+        self.anna.ask(type="ack", id="m1")
+        self.assertEqual(ids(self.anna), ["m2"])
+        self.assertEqual(ids(self.bjorn), ["m1", "m2", "b1"])
+        listed = self.anna.ask(type="list")["transcripts"][0]
+        status = self.anna.ask(type="status", id="m2")
+        del status["type"]
+        self.assertEqual(listed, status)
+
+    def test_events(self) -> None:
+        for party in (self.anna, self.bjorn, self.eva):
+            answer = party.ask(type="subscribe", ref="s")
+            self.assertEqual(answer, {"type": "subscribed", "ref": "s"})
+        other = self.house.party("anna")
+        other.submit("m1", SECOND * 40, receiver="bjorn")
+        self.house.pool.answer("hej")
+        self.house.pool.answer("då")
+        self.assertEqual(
+            self.bjorn.sent[0],
+            {
+                "type": "event",
+                "id": "m1",
+                "owner": "anna",
+                "receiver": "bjorn",
+                "state": "queued",
+                "progress": 0.0,
+            },
+        )
+        for party in (self.anna, self.bjorn):
+            self.assertEqual(
+                [(e["state"], e["progress"]) for e in party.sent],
+                [("queued", 0), ("transcribing", 0), ("transcribing", 0.5), ("ready", 1)],
+            )
+            party.sent.clear()
+        other.ask(type="cancel", id="m1")
+        self.assertEqual(self.bjorn.heard()["state"], "cancelled")
+        self.assertEqual(self.eva.sent, [])
+
+    def test_an_event_once_only(self) -> None:
+        self.anna.ask(type="subscribe")
+        self.anna.ask(type="subscribe")
+        self.house.party("anna").submit("m1")
+        self.assertEqual([e["state"] for e in self.anna.sent], ["queued", "transcribing"])
+        self.anna.session.lost()
+        self.house.pool.answer("hej")
+        self.assertEqual(len(self.anna.sent), 2)
+
+
+class CancelTests(Case):
+    """cancel: in any state, by the owner only."""
+
+    def cancel(self, id: str = "m1") -> None:
+        answer = self.anna.ask(type="cancel", id=id, ref="c")
+        self.assertEqual(answer, {"type": "cancelled", "id": id, "owner": "anna", "ref": "c"})
+        self.assertEqual(self.house.spool.names(), [])
+
+    def test_ready(self) -> None:
+        self.ready()
+        self.cancel()
+        for party in (self.anna, self.bjorn):
+            for type in ("fetch", "status", "ack"):
+                self.assertError(party.ask(type=type, id="m1", owner="anna"), "gone")
+        self.cancel()
+
+    def test_in_work(self) -> None:
+        self.anna.submit("m1", SECOND * 60, receiver="bjorn")
+        self.bjorn.say(type="fetch", id="m1", owner="anna")
+        self.cancel()
+        self.assertError(self.bjorn.heard(), "gone")
+        self.house.pool.answer("hej")
+        self.assertEqual(self.house.pool.work, [], "its other windows are not transcribed")
+        self.assertEqual(self.house.spool.names(), [])
+
+    def test_failed_and_purged(self) -> None:
+        self.anna.submit("m1")
+        for _ in range(3):
+            self.house.pool.fail()
+        self.cancel()
+        self.anna.submit("m2")
+        self.house.pool.answer("hej")
+        self.anna.ask(type="fetch", id="m2")
+        self.anna.ask(type="ack", id="m2")
+        self.cancel("m2")
+        self.assertTrue(self.anna.ask(type="ack", id="m2")["purged"], "it stays as it ended")
+
+    def test_the_open_upload(self) -> None:
+        self.anna.say(type="submit", id="m1", ref="s")
+        self.anna.sound(SECOND)
+        self.cancel()
+        self.anna.sound(SECOND)
+        self.assertError(self.anna.heard(), "bad-message")
+        self.assertError(self.anna.ask(type="status", id="m1"), "unknown-id")
+        self.assertEqual(self.anna.submit("m1")["type"], "accepted")
+
+    def test_an_upload_on_another_connection(self) -> None:
+        other = self.house.party("anna")
+        other.say(type="submit", id="m1", ref="s")
+        other.sound(SECOND)
+        self.cancel()
+        self.assertError(answer := other.heard(), "gone")
+        self.assertEqual(answer["ref"], "s")
+        other.sound(SECOND)
+        other.say(type="end", id="m1")
+        self.assertEqual(other.sent, [])
+
+    def test_by_the_receiver(self) -> None:
+        self.ready()
+        self.assertError(self.bjorn.ask(type="cancel", id="m1", owner="anna"), "unknown-id")
+        self.assertError(self.bjorn.ask(type="cancel", id="m1"), "unknown-id")
+        self.assertEqual(self.anna.ask(type="status", id="m1")["state"], "ready")
+
+
+class BadMessageTests(Case):
+    """What is no request."""
+
+    def test_the_kinds(self) -> None:
+        for text in (b"", b"nonsense", b"[]", b"null", b'{"type":"nonsense"}', b'{"id":"m"}'):
+            self.anna.session.text(text)
+            self.assertError(self.anna.heard(), "bad-message")
+            self.anna.ask(type="list")
+        self.assertError(self.anna.ask(type="fetch", id="no spaces", ref="r"), "bad-message")
+        self.assertError(answer := self.anna.ask(type="fetch", ref="r"), "bad-message")
+        self.assertEqual(answer["ref"], "r")
+        self.assertError(self.anna.ask(type="end", id="m1", ref="e"), "bad-message")
+        self.anna.sound(b"\0\0")
+        self.assertError(self.anna.heard(), "bad-message")
+        self.assertIsNone(self.anna.closed)
+
+    def test_one_answer_for_a_frame_in_pieces(self) -> None:
+        self.anna.session.audio(b"\0\0", True)
+        self.anna.session.audio(b"\0\0", False)
+        self.assertEqual(len(self.anna.sent), 1)
+
+    def test_ten_in_a_row(self) -> None:
+        for _ in range(9):
+            self.assertError(self.anna.ask(type="?"), "bad-message")
+        self.anna.ask(type="list")
+        for _ in range(9):
+            self.assertError(self.anna.ask(type="?"), "bad-message")
+        self.assertIsNone(self.anna.closed)
+        self.assertError(self.anna.ask(type="?"), "bad-message")
+        self.assertEqual(self.anna.closed and self.anna.closed[0], 1008)
+        self.anna.say(type="list")
+        self.assertEqual(self.anna.sent, [])
+
+    def test_internal(self) -> None:
+        self.house.store.pool.broken = RuntimeError("secret detail")
+        answer = self.anna.ask(type="status", id="m1", ref="r")
+        self.assertError(answer, "internal")
+        self.assertEqual(answer["ref"], "r")
+        self.assertNotIn("secret", str(answer))
+        self.assertEqual(self.anna.closed and self.anna.closed[0], 1011)
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+
+
+class OrderTests(Case):
+    """Answers come in the order of the requests, and little is held meanwhile."""
+
+    def test_requests_wait_for_those_before_them(self) -> None:
+        from twisted.internet.defer import Deferred
+
+        gate: Deferred[Any] = Deferred()
+        run = self.house.store.pool.runInteraction
+        self.house.store.pool.runInteraction = (  # type: ignore[method-assign]
+            lambda work: gate.addCallback(lambda _: run(work))
+        )
+        self.anna.say(type="status", id="m1", ref="1")
+        self.house.store.pool.runInteraction = run  # type: ignore[method-assign]
+        self.anna.say(type="list", ref="2")
+        self.anna.say(type="submit", id="m2", ref="3")
+        self.anna.sound(SECOND)
+        self.assertEqual(self.anna.sent, [])
+        self.assertTrue(self.anna.paused)
+        gate.callback(None)
+        self.assertFalse(self.anna.paused)
+        self.anna.say(type="end", id="m2", ref="4")
+        self.assertEqual([a["ref"] for a in self.anna.sent], ["1", "2", "4"])
+
+    def test_many_at_once(self) -> None:
+        for i in range(5000):
+            self.anna.say(type="subscribe", ref=str(i))
+        self.assertEqual([a["ref"] for a in self.anna.sent], [str(i) for i in range(5000)])

@@ -1,0 +1,663 @@
+"""The store: the rules in SQL on a connection in memory, and SQLite on a real disk with threads."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+from collections.abc import Coroutine
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.task import deferLater
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+
+from tests.fakes import ImmediateStore
+from transcribed.errors import Gone, IdTaken, NotFetched, UnknownId
+from transcribed.storage import sqlite
+from transcribed.storage._base import COLUMNS, SQLStore
+from transcribed.storage.sqlite import SQLiteStore
+from transcribed.transcript import ENDED, FINISHED, Sides, State, Transcript
+
+T = TypeVar("T")
+
+CREATED = 1000.0
+TTL = 100.0
+EXPIRES = CREATED + TTL
+NOW = CREATED + 10
+
+
+def transcript(key: str = "k1", **fields: Any) -> Transcript:
+    """Anna's, for Björn, just accepted, where `fields` say nothing else."""
+    values: dict[str, Any] = {
+        "owner": "anna",
+        "id": "m1",
+        "receiver": "bjorn",
+        "rate": 16000,
+        "channels": 1,
+        "frames": 32000,
+        "sha256": "ab",
+        "language": "sv",
+        "state": State.QUEUED,
+        "created": CREATED,
+        "expires": EXPIRES,
+    }
+    return Transcript(key=key, **(values | fields))
+
+
+class StoreTestCase(SynchronousTestCase):
+    """Has a store in memory."""
+
+    def setUp(self) -> None:
+        self.store = ImmediateStore()
+        self.addCleanup(self.store.close)
+
+    def accept(self, key: str = "k1", **fields: Any) -> Transcript:
+        return self.successResultOf(self.store.accept(transcript(key, **fields)))
+
+    def ready(self, key: str = "k1", **fields: Any) -> Transcript:
+        """One whose text is there."""
+        self.accept(key, **fields)
+        ready = self.successResultOf(self.store.finish(key, "base"))
+        assert ready is not None
+        return ready
+
+    def take(self, party: str, owner: str = "anna", id: str = "m1", now: float = NOW) -> Transcript:
+        """Fetch and ack."""
+        self.successResultOf(self.store.collect(owner, id, party, now))
+        return self.successResultOf(self.store.acknowledge(owner, id, party, now)).after
+
+    def rows(self) -> list[tuple[Any, ...]]:
+        """All that is stored."""
+        return self.store.pool.connection.execute(
+            f"SELECT {', '.join(COLUMNS)} FROM transcripts ORDER BY key"
+        ).fetchall()
+
+    def stored(self, key: str = "k1") -> Transcript:
+        """What is stored of one, whoever may see it."""
+        row = SQLStore._one(self.store.pool.connection.cursor(), "key = ?", key)  # type: ignore[arg-type]
+        assert row is not None
+        return row
+
+    def assertRefuses(self, kind: type[Exception], answer: Deferred[Any]) -> None:
+        """It fails with `kind`."""
+        self.failureResultOf(answer, kind)
+
+
+class AcceptTests(StoreTestCase):
+    """:meth:`SQLStore.accept`."""
+
+    def test_allFieldsComeBack(self) -> None:
+        full = transcript(
+            rate=44100,
+            channels=2,
+            frames=7,
+            state=State.EXPIRED,
+            created=1000.125,
+            expires=1100.5,
+            forget=2000.75,
+            sent=Sides(True, False),
+            given=Sides(False, True),
+            model="base",
+            reason="why",
+            owner="Åsa \U0001f600",
+            receiver="'; DROP TABLE transcripts; --",
+        )
+        self.assertEqual(self.successResultOf(self.store.accept(full)), full)
+        self.assertEqual(self.stored(), full)
+
+    def test_sameSubmissionTwice(self) -> None:
+        first = self.accept("k1")
+        rows = self.rows()
+        again = self.accept("k2", created=NOW, expires=NOW + 500, language="en")
+        self.assertEqual(again, first)
+        self.assertEqual(self.rows(), rows)
+
+    def test_sameSubmissionAnswersThePresentState(self) -> None:
+        ready = self.ready()
+        self.assertEqual(self.accept("k2", created=NOW), ready)
+        self.take("anna")
+        purged = self.take("bjorn")
+        self.assertEqual(self.accept("k3", created=NOW), purged)
+        self.assertIs(purged.state, State.PURGED)
+
+    def test_sameSubmissionAfterExpiryThatNobodyNoticed(self) -> None:
+        self.ready()
+        again = self.accept("k2", created=EXPIRES)
+        self.assertEqual((again.key, again.state), ("k1", State.EXPIRED))
+
+    def test_idTaken(self) -> None:
+        self.accept("k1")
+        rows = self.rows()
+        for field, value in (
+            ("receiver", "cecilia"),
+            ("receiver", "anna"),
+            ("rate", 8000),
+            ("channels", 2),
+            ("sha256", "cd"),
+        ):
+            other = transcript("k2", **{field: value})
+            self.assertRefuses(IdTaken, self.store.accept(other))
+        self.assertEqual(self.rows(), rows)
+
+    def test_idTakenByWhatHasEnded(self) -> None:
+        self.accept("k1")
+        self.successResultOf(self.store.cancel("anna", "m1", NOW))
+        self.assertRefuses(
+            IdTaken, self.store.accept(transcript("k2", sha256="cd", created=EXPIRES - 0.001))
+        )
+
+    def test_ownersDoNotCollide(self) -> None:
+        self.accept("k1")
+        self.accept("k2", owner="bjorn", sha256="cd")
+        self.assertEqual(len(self.rows()), 2)
+
+    def test_idIsFreeOnceItsNameIsForgotten(self) -> None:
+        self.accept("k1")
+        self.successResultOf(self.store.cancel("anna", "m1", NOW))
+        new = self.accept("k2", sha256="cd", created=EXPIRES, expires=EXPIRES + TTL)
+        self.assertEqual(new.key, "k2")
+        self.assertEqual([row[0] for row in self.rows()], ["k2"])
+
+    def test_freeIdIsNotTheSameSubmission(self) -> None:
+        self.accept("k1")
+        self.successResultOf(self.store.cancel("anna", "m1", NOW))
+        new = self.accept("k2", created=EXPIRES, expires=EXPIRES + TTL)
+        self.assertEqual((new.key, new.state), ("k2", State.QUEUED))
+
+    def test_whatIsNotInTheDatabaseIsRefusedByIt(self) -> None:
+        self.accept("k1")
+        self.assertRefuses(sqlite3.IntegrityError, self.store.accept(transcript("k1", id="m2")))
+        self.assertEqual(len(self.rows()), 1)
+
+
+class LookTests(StoreTestCase):
+    """:meth:`SQLStore.look` and :meth:`SQLStore.collect`."""
+
+    def test_sides(self) -> None:
+        t = self.accept()
+        for party in ("anna", "bjorn"):
+            self.assertEqual(self.successResultOf(self.store.look("anna", "m1", party, NOW)), t)
+            self.assertEqual(self.successResultOf(self.store.collect("anna", "m1", party, NOW)), t)
+
+    def test_unknown(self) -> None:
+        self.ready()
+        rows = self.rows()
+        for owner, id, party in (
+            ("anna", "m2", "anna"),
+            ("bjorn", "m1", "bjorn"),
+            ("anna", "m1", "cecilia"),
+            ("anna", "M1", "anna"),
+            ("Anna", "m1", "Anna"),
+        ):
+            self.assertRefuses(UnknownId, self.store.look(owner, id, party, NOW))
+            self.assertRefuses(UnknownId, self.store.collect(owner, id, party, NOW))
+            self.assertRefuses(UnknownId, self.store.acknowledge(owner, id, party, NOW))
+        self.assertEqual(self.rows(), rows)
+
+    def test_looksChangeNothing(self) -> None:
+        self.ready()
+        rows = self.rows()
+        self.successResultOf(self.store.look("anna", "m1", "anna", NOW))
+        self.assertRefuses(Gone, self.store.look("anna", "m1", "anna", EXPIRES))
+        self.assertEqual(self.rows(), rows)
+
+    def test_collectMarksAsSent(self) -> None:
+        ready = self.ready()
+        collected = self.successResultOf(self.store.collect("anna", "m1", "bjorn", NOW))
+        self.assertEqual(collected, replace(ready, sent=Sides(False, True)))
+        self.assertEqual(self.stored(), collected)
+
+    def test_collectOfTheUnfinishedMarksNothing(self) -> None:
+        self.accept()
+        self.successResultOf(self.store.collect("anna", "m1", "bjorn", NOW))
+        self.assertEqual(self.stored().sent, Sides())
+
+    def test_gone(self) -> None:
+        self.ready()
+        self.assertRefuses(Gone, self.store.collect("anna", "m1", "anna", EXPIRES))
+        self.take("anna")
+        self.assertRefuses(Gone, self.store.collect("anna", "m1", "anna", NOW))
+        self.successResultOf(self.store.look("anna", "m1", "anna", NOW))
+        self.take("bjorn")
+        self.assertRefuses(Gone, self.store.look("anna", "m1", "anna", NOW))
+        self.assertRefuses(UnknownId, self.store.look("anna", "m1", "anna", EXPIRES))
+
+
+class AcknowledgeTests(StoreTestCase):
+    """:meth:`SQLStore.acknowledge`."""
+
+    def test_twoSides(self) -> None:
+        ready = self.ready()
+        self.successResultOf(self.store.collect("anna", "m1", "bjorn", NOW))
+        change = self.successResultOf(self.store.acknowledge("anna", "m1", "bjorn", NOW))
+        sent = replace(ready, sent=Sides(False, True))
+        self.assertEqual(change.before, sent)
+        self.assertEqual(change.after, replace(sent, given=Sides(False, True)))
+        self.assertFalse(change.moved)
+        self.successResultOf(self.store.collect("anna", "m1", "anna", NOW))
+        change = self.successResultOf(self.store.acknowledge("anna", "m1", "anna", NOW))
+        self.assertTrue(change.moved)
+        self.assertIs(change.after.state, State.PURGED)
+        self.assertEqual(self.stored(), change.after)
+
+    def test_idempotent(self) -> None:
+        self.ready(receiver="anna")
+        purged = self.take("anna")
+        rows = self.rows()
+        change = self.successResultOf(self.store.acknowledge("anna", "m1", "anna", NOW))
+        self.assertEqual((change.before, change.after), (purged, purged))
+        self.assertEqual(self.rows(), rows)
+
+    def test_refusalsChangeNothing(self) -> None:
+        self.ready()
+        rows = self.rows()
+        self.assertRefuses(NotFetched, self.store.acknowledge("anna", "m1", "anna", NOW))
+        self.assertRefuses(Gone, self.store.acknowledge("anna", "m1", "anna", EXPIRES))
+        self.assertEqual(self.rows(), rows)
+
+    def test_lateOnes(self) -> None:
+        self.ready()
+        self.successResultOf(self.store.collect("anna", "m1", "bjorn", NOW))
+        self.successResultOf(self.store.expire(EXPIRES))
+        late = self.successResultOf(self.store.acknowledge("anna", "m1", "bjorn", EXPIRES + 1))
+        self.assertIs(late.after.state, State.EXPIRED)
+        self.assertEqual(late.after.given, Sides(False, True))
+        self.assertFalse(late.moved)
+        forgotten = self.store.acknowledge("anna", "m1", "bjorn", EXPIRES + TTL)
+        self.assertRefuses(UnknownId, forgotten)
+
+    def test_whatNobodyNoticedToHaveExpiredIsSaidToHaveMoved(self) -> None:
+        # The caller has to delete its files: expire() does not tell of it again.
+        self.ready()
+        self.successResultOf(self.store.collect("anna", "m1", "bjorn", NOW))
+        late = self.successResultOf(self.store.acknowledge("anna", "m1", "bjorn", EXPIRES))
+        self.assertTrue(late.moved)
+        self.assertIs(late.after.state, State.EXPIRED)
+        self.assertEqual(self.successResultOf(self.store.expire(EXPIRES)), [])
+
+
+class CancelTests(StoreTestCase):
+    """:meth:`SQLStore.cancel`."""
+
+    def test_inEachState(self) -> None:
+        for number, state in enumerate(State):
+            if state is State.UPLOADING:
+                continue
+            id = f"m{number}"
+            ended = state in ENDED
+            before = self.accept(
+                f"k{number}", id=id, state=state, forget=EXPIRES if ended else None
+            )
+            change = self.successResultOf(self.store.cancel("anna", id, NOW))
+            self.assertEqual(change.before, before)
+            self.assertEqual(change.moved, not ended)
+            self.assertIs(change.after.state, state if ended else State.CANCELLED)
+            again = self.successResultOf(self.store.cancel("anna", id, NOW))
+            self.assertEqual((again.before, again.after), (change.after, change.after))
+
+    def test_unknown(self) -> None:
+        self.accept()
+        self.assertRefuses(UnknownId, self.store.cancel("anna", "m2", NOW))
+        self.assertRefuses(UnknownId, self.store.cancel("bjorn", "m1", NOW))
+        self.assertIs(self.stored().state, State.QUEUED)
+
+
+class AdvanceTests(StoreTestCase):
+    """:meth:`SQLStore.begin`, :meth:`SQLStore.finish`, :meth:`SQLStore.fail`."""
+
+    def test_onTheWay(self) -> None:
+        t = self.accept()
+        begun = self.successResultOf(self.store.begin("k1"))
+        self.assertEqual(begun, replace(t, state=State.TRANSCRIBING))
+        self.assertEqual(self.successResultOf(self.store.begin("k1")), begun)
+        finished = self.successResultOf(self.store.finish("k1", "base"))
+        self.assertEqual(finished, replace(t, state=State.READY, model="base"))
+        self.assertEqual(self.stored(), finished)
+
+    def test_fail(self) -> None:
+        t = self.accept()
+        failed = self.successResultOf(self.store.fail("k1", "the worker died"))
+        self.assertEqual(failed, replace(t, state=State.FAILED, reason="the worker died"))
+        self.assertEqual(self.stored(), failed)
+
+    def test_notWantedAnyMore(self) -> None:
+        for number, state in enumerate((*FINISHED, *ENDED)):
+            key = f"k{number}"
+            t = self.accept(key, id=key, state=state)
+            for answer in (
+                self.store.begin(key),
+                self.store.finish(key, "other"),
+                self.store.fail(key, "late"),
+            ):
+                self.assertIs(self.successResultOf(answer), None)
+            self.assertEqual(self.stored(key), t)
+        self.assertIs(self.successResultOf(self.store.finish("nothing", "base")), None)
+
+
+class ListingTests(StoreTestCase):
+    """:meth:`SQLStore.listing`."""
+
+    def ids(self, party: str, now: float = NOW) -> list[str]:
+        listed = self.successResultOf(self.store.listing(party, now))
+        return [t.id for t in listed]
+
+    def test_oldestFirst(self) -> None:
+        self.accept("k9", id="b", created=CREATED + 1)
+        self.accept("k2", id="c", created=CREATED + 2)
+        self.accept("k5", id="a", created=CREATED)
+        self.accept("k1", id="d", created=CREATED + 1)
+        self.assertEqual(self.ids("anna"), ["a", "d", "b", "c"])
+
+    def test_bothSides(self) -> None:
+        t = self.accept("k1", id="a")
+        self.accept("k2", owner="bjorn", receiver="bjorn", id="b", created=CREATED + 1)
+        self.accept("k3", owner="cecilia", receiver="cecilia", id="c")
+        self.assertEqual(self.ids("anna"), ["a"])
+        self.assertEqual(self.ids("bjorn"), ["a", "b"])
+        self.assertEqual(self.ids("d"), [])
+        self.assertEqual(self.successResultOf(self.store.listing("anna", NOW)), [t])
+
+    def test_notWhatThePartyHasAcked(self) -> None:
+        self.ready()
+        self.take("bjorn")
+        self.assertEqual((self.ids("bjorn"), self.ids("anna")), ([], ["m1"]))
+
+    def test_notWhatIsGone(self) -> None:
+        for state in State:
+            forget = EXPIRES if state in ENDED else None
+            self.accept(state.value, id=state.value, state=state, forget=forget)
+        listed = {*State} - {*ENDED}
+        self.assertEqual(sorted(self.ids("anna")), sorted(listed))
+
+    def test_notWhatHasExpired(self) -> None:
+        self.accept()
+        self.assertEqual(self.ids("anna", EXPIRES - 0.001), ["m1"])
+        self.assertEqual(self.ids("anna", EXPIRES), [])
+
+
+class HousekeepingTests(StoreTestCase):
+    """:meth:`SQLStore.expire`, :meth:`SQLStore.unfinished`, :meth:`SQLStore.live`."""
+
+    def test_expireAtTheExactMoment(self) -> None:
+        t = self.accept()
+        self.assertEqual(self.successResultOf(self.store.expire(EXPIRES - 0.001)), [])
+        expired = self.successResultOf(self.store.expire(EXPIRES))
+        self.assertEqual(expired, [replace(t, state=State.EXPIRED, forget=EXPIRES + TTL)])
+        self.assertEqual([self.stored()], expired)
+        self.assertEqual(self.successResultOf(self.store.expire(EXPIRES)), [])
+
+    def test_expireForgetsAtTheExactMoment(self) -> None:
+        self.accept()
+        self.successResultOf(self.store.expire(EXPIRES))
+        self.successResultOf(self.store.expire(EXPIRES + TTL - 0.001))
+        self.assertEqual(len(self.rows()), 1)
+        self.successResultOf(self.store.expire(EXPIRES + TTL))
+        self.assertEqual(self.rows(), [])
+
+    def test_expireLeavesTheRest(self) -> None:
+        self.accept("k1", id="a")
+        self.accept("k2", id="b", expires=EXPIRES + 1)
+        self.accept("k3", id="c")
+        self.successResultOf(self.store.cancel("anna", "c", NOW))
+        expired = self.successResultOf(self.store.expire(EXPIRES))
+        self.assertEqual([t.id for t in expired], ["a"])
+        self.assertEqual([row[0] for row in self.rows()], ["k1", "k2"])
+
+    def test_unfinished(self) -> None:
+        for number, state in enumerate(State):
+            forget = EXPIRES if state in ENDED else None
+            self.accept(
+                state.value,
+                id=state.value,
+                state=state,
+                forget=forget,
+                created=CREATED - number,
+                expires=EXPIRES,
+            )
+        unfinished = self.successResultOf(self.store.unfinished())
+        self.assertEqual([t.state for t in unfinished], [State.TRANSCRIBING, State.QUEUED])
+
+    def test_live(self) -> None:
+        for state in State:
+            forget = EXPIRES if state in ENDED else None
+            self.accept(state.value, id=state.value, state=state, forget=forget)
+        self.assertEqual(
+            self.successResultOf(self.store.live()),
+            {state.value: state for state in State if state not in ENDED},
+        )
+
+
+class SQLiteTestCase(TestCase):
+    """Has the path of a database on disk."""
+
+    timeout = 30
+
+    def setUp(self) -> None:
+        directory = Path(self.mktemp())
+        directory.mkdir()
+        self.path = directory / "transcripts.sqlite"
+        self.opened: list[SQLiteStore] = []
+
+    def tearDown(self) -> None:
+        for store in list(self.opened):
+            self.close(store)
+
+    def open(self) -> SQLiteStore:
+        from twisted.internet import reactor
+
+        SQLiteStore.prepare(self.path)
+        store = SQLiteStore(self.path, reactor)  # type: ignore[arg-type]
+        self.opened.append(store)
+        return store
+
+    def close(self, store: SQLiteStore) -> None:
+        self.opened.remove(store)
+        store.close()
+
+    def version(self) -> int:
+        with closing(sqlite3.connect(self.path)) as connection:
+            return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+    def tables(self) -> list[str]:
+        with closing(sqlite3.connect(self.path)) as connection:
+            rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+            return sorted(row[0] for row in rows)
+
+    def later(self, work: Coroutine[Any, Any, T]) -> Deferred[T]:
+        """Run `work` once the reactor runs, as adbapi's threads start with it."""
+        from twisted.internet import reactor
+
+        return deferLater(reactor, 0, lambda: Deferred.fromCoroutine(work))  # type: ignore[arg-type]
+
+
+class DurabilityTests(SQLiteTestCase):
+    """The real store, over its own thread."""
+
+    def test_survivesReopening(self) -> Deferred[None]:
+        async def work() -> None:
+            store = self.open()
+            accepted = await store.accept(transcript("k1"))
+            await store.accept(transcript("k2", id="m2"))
+            await store.finish("k2", "base")
+            await store.collect("anna", "m2", "bjorn", NOW)
+            acked = (await store.acknowledge("anna", "m2", "bjorn", NOW)).after
+            self.close(store)
+            again = self.open()
+            self.assertEqual(await again.look("anna", "m1", "anna", NOW), accepted)
+            self.assertEqual(await again.look("anna", "m2", "anna", NOW), acked)
+            self.assertEqual(acked.given, Sides(False, True))
+
+        return self.later(work())
+
+    def test_committedBeforeItIsAnswered(self) -> Deferred[None]:
+        async def work() -> None:
+            store = self.open()
+            await store.accept(transcript())
+            with closing(sqlite3.connect(self.path)) as other:
+                rows = other.execute("SELECT key, state FROM transcripts").fetchall()
+            self.assertEqual(rows, [("k1", "queued")])
+
+        return self.later(work())
+
+    def test_refusalIsRolledBackAndTheNextWorks(self) -> Deferred[None]:
+        async def work() -> None:
+            store = self.open()
+            await store.accept(transcript("k1"))
+            for answer, kind in (
+                (store.accept(transcript("k2", sha256="cd")), IdTaken),
+                (store.look("anna", "m9", "anna", NOW), UnknownId),
+                (store.acknowledge("anna", "m1", "anna", NOW), NotFetched),
+                (store.accept(transcript("k1", id="m3")), sqlite3.IntegrityError),
+            ):
+                await self.assertFailure(answer, kind)
+            self.assertEqual(await store.live(), {"k1": State.QUEUED})
+
+        return self.later(work())
+
+    def test_answersInTheOrderAsked(self) -> Deferred[None]:
+        async def work() -> None:
+            store = self.open()
+            order: list[int] = []
+            asked = [
+                store.accept(transcript(f"k{i}", id=f"m{i}", created=CREATED + i)).addCallback(
+                    lambda _, i=i: order.append(i)
+                )
+                for i in range(20)
+            ]
+            await gatherResults(asked)
+            self.assertEqual(order, list(range(20)))
+            unfinished = await store.unfinished()
+            self.assertEqual([t.key for t in unfinished], [f"k{i}" for i in range(20)])
+
+        return self.later(work())
+
+    def test_closeFinishesWhatIsQueued(self) -> Deferred[None]:
+        async def work() -> None:
+            store = self.open()
+            asked = [store.accept(transcript(f"k{i}", id=f"m{i}")) for i in range(5)]
+            self.close(store)
+            await gatherResults(asked)
+            self.assertEqual(len(await self.open().live()), 5)
+
+        return self.later(work())
+
+    def test_pragmasInForce(self) -> Deferred[None]:
+        async def work() -> None:
+            store = self.open()
+            found = {
+                name: await store._run(
+                    lambda db, name=name: db.execute(f"PRAGMA {name}").fetchone()[0]  # type: ignore[misc]
+                )
+                for name in ("journal_mode", "synchronous", "secure_delete", "busy_timeout")
+            }
+            self.assertEqual(
+                found,
+                {
+                    "journal_mode": "wal",
+                    "synchronous": 2,  # FULL
+                    "secure_delete": 1,
+                    "busy_timeout": 5000,
+                },
+            )
+
+        return self.later(work())
+
+    def test_filesAreTheUsersOnly(self) -> Deferred[None]:
+        async def work() -> None:
+            self.addCleanup(os.umask, os.umask(0))
+            store = self.open()
+            await store.accept(transcript())
+            modes = {
+                path.name: oct(stat.S_IMODE(path.stat().st_mode))
+                for path in self.path.parent.iterdir()
+            }
+            self.assertEqual(
+                modes,
+                {self.path.name + suffix: "0o600" for suffix in ("", "-wal", "-shm")},
+            )
+
+        return self.later(work())
+
+
+class PrepareTests(SQLiteTestCase):
+    """:meth:`SQLiteStore.prepare`."""
+
+    def patchSchemas(self, *upgrades: str) -> None:
+        """Have versions after the present ones."""
+        schemas = sqlite._schemas()
+        for script in upgrades:
+            schemas[max(schemas) + 1] = script
+        self.patch(sqlite, "_schemas", lambda: schemas)
+
+    def test_makesTheTables(self) -> None:
+        SQLiteStore.prepare(self.path)
+        self.assertEqual(self.tables(), ["transcripts"])
+        self.assertEqual(self.version(), max(sqlite._schemas()))
+        self.assertEqual(stat.S_IMODE(self.path.stat().st_mode), 0o600)
+
+    def test_schemasAreNumberedWithoutGaps(self) -> None:
+        schemas = sqlite._schemas()
+        self.assertEqual(sorted(schemas), list(range(1, len(schemas) + 1)))
+
+    def test_twiceIsHarmless(self) -> Deferred[None]:
+        async def work() -> None:
+            await self.open().accept(transcript())
+            SQLiteStore.prepare(self.path)
+            SQLiteStore.prepare(self.path)
+            self.assertEqual(len(await self.open().live()), 1)
+
+        return self.later(work())
+
+    def test_noDatabase(self) -> None:
+        content = b"Dear diary, this is no database at all. " * 100
+        self.path.write_bytes(content)
+        self.assertRaises(sqlite3.Error, SQLiteStore.prepare, self.path)
+        self.assertEqual(self.path.read_bytes(), content)
+
+    def test_directory(self) -> None:
+        self.path.mkdir()
+        self.assertRaises(sqlite3.Error, SQLiteStore.prepare, self.path)
+
+    def test_directoryThatIsNotThere(self) -> None:
+        self.assertRaises(sqlite3.Error, SQLiteStore.prepare, self.path / "no" / "such")
+
+    def test_newerSchema(self) -> None:
+        SQLiteStore.prepare(self.path)
+        newer = max(sqlite._schemas()) + 1
+        with closing(sqlite3.connect(self.path)) as connection:
+            connection.execute(f"PRAGMA user_version = {newer}")
+        error = self.assertRaises(sqlite3.Error, SQLiteStore.prepare, self.path)
+        self.assertIn(str(newer), str(error))
+        self.assertEqual(self.version(), newer)
+
+    def test_upgrade(self) -> Deferred[None]:
+        async def work() -> None:
+            store = self.open()
+            accepted = await store.accept(transcript())
+            self.close(store)
+            version = self.version()
+            self.patchSchemas("CREATE TABLE one (a);", "CREATE TABLE two (a); -- the end")
+            again = self.open()
+            self.assertEqual(self.version(), version + 2)
+            self.assertEqual(self.tables(), ["one", "transcripts", "two"])
+            self.assertEqual(await again.look("anna", "m1", "anna", NOW), accepted)
+
+        return self.later(work())
+
+    def test_upgradeThatBreaksOffLeavesNothing(self) -> None:
+        SQLiteStore.prepare(self.path)
+        version = self.version()
+        self.patchSchemas("CREATE TABLE one (a); DROP TABLE transcripts; CREATE TABLE one (a);")
+        self.assertRaises(sqlite3.Error, SQLiteStore.prepare, self.path)
+        self.assertEqual((self.tables(), self.version()), (["transcripts"], version))
+
+    def test_upgradesBeforeTheOneThatBreaksOffStay(self) -> None:
+        SQLiteStore.prepare(self.path)
+        version = self.version()
+        self.patchSchemas("CREATE TABLE one (a);", "CREATE TABLE two (a); rubbish;")
+        self.assertRaises(sqlite3.Error, SQLiteStore.prepare, self.path)
+        self.assertEqual((self.tables(), self.version()), (["one", "transcripts"], version + 1))

@@ -120,9 +120,7 @@ class FakePool:
     def answer(self, *words: str, at: int = 0) -> None:
         """A worker has heard `words`, a second each, in the window that it has for longest."""
         _, window, _, answer = self.work.pop(at)
-        answer.callback(
-            WordsResult([Word(word, i, i + 1, 0.5) for i, word in enumerate(words)])
-        )
+        answer.callback(WordsResult([Word(word, i, i + 1, 0.5) for i, word in enumerate(words)]))
         self.whenFree()
 
     def fail(self, reason: str = "the worker died", at: int = 0) -> None:
@@ -213,9 +211,7 @@ class House:
         """Start, or start again after whatever happened, with what is on disk."""
         self.spool = ImmediateSpool(self.directory)
         self.scheduler = Scheduler(self.max_queue)
-        self.desk = Desk(
-            self.terms, self.store, self.spool, self.scheduler, self.pool, self.clock
-        )
+        self.desk = Desk(self.terms, self.store, self.spool, self.scheduler, self.pool, self.clock)
         self.dispatcher = Dispatcher(
             self.scheduler, self.pool, self.store, self.spool, self.clock, self.desk.changed
         )

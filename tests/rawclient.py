@@ -36,6 +36,7 @@ def frame(opcode: int, payload: bytes = b"", fin: bool = True, masked: bool = Tr
 class RawClient(Protocol):
     """One connection.
 
+    :ivar stubborn: whether it leaves close frames unanswered.
     :ivar status: the HTTP status line of the handshake's answer.
     :ivar headers: the rest of it.
     :ivar frames: what came: opcode and payload; None when the connection is gone.
@@ -45,6 +46,7 @@ class RawClient(Protocol):
         self.opened: Deferred[RawClient] = Deferred()
         self.frames: DeferredQueue[tuple[int, bytes] | None] = DeferredQueue()
         self.lost: Deferred[None] = Deferred()
+        self.stubborn = False
         self.status = ""
         self.headers = ""
         self._buffer = b""
@@ -88,8 +90,11 @@ class RawClient(Protocol):
             length, start = int.from_bytes(data[2:10], "big"), 10
         if len(data) < start + length:
             return False
-        self.frames.put((data[0] & 0x0F, data[start : start + length]))
+        opcode, payload = data[0] & 0x0F, data[start : start + length]
         self._buffer = data[start + length :]
+        if opcode == CLOSE and not self.stubborn:
+            self.raw(frame(CLOSE, payload[:2]))
+        self.frames.put((opcode, payload))
         return True
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -121,10 +126,9 @@ class RawClient(Protocol):
         return await self.heard()
 
     async def close_code(self) -> int:
-        """The code of the close frame that must come next; answers it as a client has to."""
+        """The code of the close frame that must come next."""
         came = await self.frames.get()
         assert came is not None and came[0] == CLOSE, came
-        self.raw(frame(CLOSE, came[1][:2]))
         return int.from_bytes(came[1][:2], "big")
 
 

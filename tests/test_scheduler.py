@@ -66,7 +66,7 @@ class SchedulerTestCase(SynchronousTestCase):
 
     def dealt(self, most: int = 1000) -> list[str]:
         """What is dealt out from now on: keys with positions."""
-        names = []
+        names: list[str] = []
         while len(names) < most and (dealt := self.scheduler.next(MODEL)) is not None:
             names.append(dealt[0].key + (str(dealt[1].position) if dealt[1] else ""))
         return names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import re
@@ -62,6 +63,10 @@ def to_rate(samples: Any, rate: int) -> Any:
     # which is true enough for tones far below half the rate.
     at = numpy.arange(len(samples) * rate // RATE) * (RATE / rate)
     return numpy.interp(at, numpy.arange(len(samples)), samples).astype("<i2")
+
+
+def letters(text: str) -> str:
+    return "".join(filter(str.isalpha, text.lower()))
 
 
 class AudioTests(Case):
@@ -150,9 +155,19 @@ class TrainedTests(Case):
             self.assertEqual(heard.text, text)
 
     def test_tenMinutesInWindows(self) -> None:
+        """What the model mishears, it mishears: but no word is lost, doubled or split by a cut."""
         samples, text = recording(600)
         result = self.hear(self.recognizer, samples, RATE, 20)
-        self.assertEqual(result.text, text)
+        spoken, heard = text.split(), [w.word for w in result.words]
+        compared = difflib.SequenceMatcher(None, spoken, heard, autojunk=False).get_opcodes()
+        wrong = [opcode for opcode in compared if opcode[0] != "equal"]
+        self.assertLess(sum(stop - start for _, start, stop, _, _ in wrong), len(spoken) / 100)
+        cuts = [w.core_start / RATE for w in cut(len(samples), RATE, 20, 3)][1:]
+        self.assertGreater(len(cuts), 25)
+        for _, _, _, start, stop in wrong:
+            for word in result.words[max(0, start - 1) : stop + 1]:
+                for at in cuts:
+                    self.assertFalse(word.start - 0.2 < at < word.end + 0.2, word)
 
     def test_cutOrNot(self) -> None:
         """The windows' frames are those of the uncut recording, times and all."""
@@ -180,12 +195,10 @@ class TrainedTests(Case):
 
     def test_nextToNothing(self) -> None:
         for length in (0, 1, 399, 400, 401, 719, 720):
-            result = self.recognizer.transcribe(numpy.zeros(length, numpy.float32), WHOLE, "")
-            self.assertEqual(stitch([result]).text, "")
-            result = self.recognizer.transcribe(
-                numpy.ones(length, numpy.float32), Span(0, 10, 20), ""
-            )
-            self.assertEqual(stitch([result]).text, "")
+            samples = numpy.ones(length, numpy.float32)
+            for span in (WHOLE, Span(0, 10, 20)):
+                result = self.recognizer.transcribe(samples, span, "")
+                self.assertEqual(stitch([result]).text, "")
 
     def test_anyLanguageIsTaken(self) -> None:
         """The checkpoint does not say which it has."""
@@ -209,9 +222,7 @@ class TrainedTests(Case):
         (self.root / "preprocessor_config.json").write_text(
             json.dumps({**processor["feature_extractor"], "processor_class": "ProcessorWithLM"})
         )
-        self.assertTrue(
-            any(name.endswith("weight_g") for name in old) or "pos_conv" not in str(old)
-        )
+        self.assertTrue(any(name.endswith("weight_g") for name in old))
         recognizer = self.load(self.root)
         name, text = next(iter(texts().items()))
         self.assertEqual(self.hear(recognizer, clip(name), RATE, 20).text, text)
@@ -275,6 +286,11 @@ class FamilyTests(Case):
         text = re.sub("<s>|</s>|<unk>", "", processor.batch_decode(logits.argmax(-1))[0])
         self.assertEqual(stitch([result]).text, " ".join(text.split()))
         self.assertGreater(len(text), 10)
+        assert isinstance(result, CTCResult)
+        best = logits[0].argmax(-1).tolist()
+        for run in result.runs:
+            held = best[run.start : run.start + run.frames]
+            self.assertEqual(held, [VOCABULARY[run.token]] * run.frames)
 
     def test_wav2vec2Base(self) -> None:
         self.compare(self.make("Wav2Vec2", False), "Wav2Vec2")
@@ -351,11 +367,14 @@ class WhisperTests(Case):
         model = models.resolve("embedded", str(self.root))
         recognizer = load(model, 2, "sv")
         self.assertEqual(recognizer.precision, "int8")
-        # It was not made for a robot's voice: of a common sentence, some of the words are enough.
-        samples, text = recording(8)
+        names = ("11.flac", "04.flac")
+        pause = numpy.zeros(RATE, numpy.int16)
+        samples = numpy.concatenate([clip(names[0]), pause, clip(names[1])])
+        spoken = "".join(texts()[name] for name in names)
         result = self.hear(recognizer, samples, RATE, model.core, "sv")
-        heard = {w.word.lower().strip(".,!?") for w in result.words}
-        self.assertGreaterEqual(len(heard & set(text.split())), 3, (result.text, text))
+        # It was not made for a robot that says words without a sense: most letters are enough.
+        alike = difflib.SequenceMatcher(None, letters(spoken), letters(result.text)).ratio()
+        self.assertGreater(alike, 0.6, result.text)
         times = [t for w in result.words for t in (w.start, w.end)]
         self.assertEqual(times, sorted(times))
         self.assertLessEqual(times[-1], len(samples) / RATE + 0.5)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from twisted.enterprise.adbapi import Transaction
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import deferLater
 from twisted.trial.unittest import SynchronousTestCase, TestCase
@@ -450,7 +451,7 @@ class SQLiteTestCase(TestCase):
         from twisted.internet import reactor
 
         SQLiteStore.prepare(self.path)
-        store = SQLiteStore(self.path, reactor)  # type: ignore[arg-type]
+        store = SQLiteStore(self.path, reactor)
         self.opened.append(store)
         return store
 
@@ -471,7 +472,9 @@ class SQLiteTestCase(TestCase):
         """Run `work` once the reactor runs, as adbapi's threads start with it."""
         from twisted.internet import reactor
 
-        return deferLater(reactor, 0, lambda: Deferred.fromCoroutine(work))  # type: ignore[arg-type]
+        clock: Any = reactor
+        running: Deferred[None] = deferLater(clock, 0)
+        return running.addCallback(lambda _: Deferred.fromCoroutine(work))
 
 
 class DurabilityTests(SQLiteTestCase):
@@ -507,13 +510,15 @@ class DurabilityTests(SQLiteTestCase):
         async def work() -> None:
             store = self.open()
             await store.accept(transcript("k1"))
-            for answer, kind in (
+            refused: list[tuple[Deferred[Any], type[Exception]]] = [
                 (store.accept(transcript("k2", sha256="cd")), IdTaken),
                 (store.look("anna", "m9", "anna", NOW), UnknownId),
                 (store.acknowledge("anna", "m1", "anna", NOW), NotFetched),
                 (store.accept(transcript("k1", id="m3")), sqlite3.IntegrityError),
-            ):
-                await self.assertFailure(answer, kind)
+            ]
+            for answer, kind in refused:
+                failed: Deferred[Any] = self.assertFailure(answer, kind)
+                await failed
             self.assertEqual(await store.live(), {"k1": State.QUEUED})
 
         return self.later(work())
@@ -522,13 +527,13 @@ class DurabilityTests(SQLiteTestCase):
         async def work() -> None:
             store = self.open()
             order: list[int] = []
-            asked = [
-                store.accept(transcript(f"k{i}", id=f"m{i}", created=CREATED + i)).addCallback(
-                    lambda _, i=i: order.append(i)
-                )
-                for i in range(20)
-            ]
-            await gatherResults(asked)
+
+            async def ask(number: int) -> None:
+                t = transcript(f"k{number}", id=f"m{number}", created=CREATED + number)
+                await store.accept(t)
+                order.append(number)
+
+            await gatherResults([Deferred.fromCoroutine(ask(i)) for i in range(20)])
             self.assertEqual(order, list(range(20)))
             unfinished = await store.unfinished()
             self.assertEqual([t.key for t in unfinished], [f"k{i}" for i in range(20)])
@@ -548,12 +553,14 @@ class DurabilityTests(SQLiteTestCase):
     def test_pragmasInForce(self) -> Deferred[None]:
         async def work() -> None:
             store = self.open()
-            found = {
-                name: await store._run(
-                    lambda db, name=name: db.execute(f"PRAGMA {name}").fetchone()[0]  # type: ignore[misc]
-                )
-                for name in ("journal_mode", "synchronous", "secure_delete", "busy_timeout")
-            }
+            found: dict[str, object] = {}
+            for name in ("journal_mode", "synchronous", "secure_delete", "busy_timeout"):
+
+                def ask(db: Transaction, name: str = name) -> object:
+                    db.execute(f"PRAGMA {name}")
+                    return db.fetchone()[0]
+
+                found[name] = await store._run(ask)
             self.assertEqual(
                 found,
                 {

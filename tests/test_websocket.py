@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from socket import SO_SNDBUF, SOL_SOCKET
 from typing import Any
 
 from twisted.internet import reactor
@@ -25,7 +26,7 @@ from tests.rawclient import (
     frame,
     greet,
 )
-from transcribed import websocket
+from transcribed import service, websocket
 from transcribed.errors import StateInUse
 from transcribed.interfaces import PoolStatus
 from transcribed.service import Daemon, StateDirectory
@@ -53,6 +54,8 @@ class Case(TestCase):
     timeout = 30
 
     def setUp(self) -> None:
+        # Most tests leave a window in work, which nobody will finish.
+        self.patch(service, "DRAIN_SECONDS", 0.0)
         self.path = Path(self.mktemp())
         self.socket = f"unix:{Path(self.mktemp()).absolute()}"
         self.pool = LoadingPool()
@@ -132,9 +135,10 @@ class HandshakeTests(Case):
     async def test_no_such_path(self) -> None:
         client = await connect(reactor, self.endpoint, path="/elsewhere")
         self.assertIn(" 404 ", client.status)
+        client.transport.loseConnection()
+        await client.lost
 
     async def test_the_connection_limit(self) -> None:
-        self.patch(websocket, "MAX_CONNECTIONS", 1)
         assert self.daemon is not None
         self.daemon._sessions.max_connections = 1
         first = await greet(reactor, self.endpoint, "anna")
@@ -247,11 +251,15 @@ class FrameTests(Case):
     async def test_a_client_that_does_not_read(self) -> None:
         self.patch(websocket, "MAX_UNSENT", 100_000)
         client = await greet(reactor, self.endpoint, "anna")
+        assert self.daemon is not None
+        (connection,) = self.daemon._sessions.connections
+        # What the kernel holds for both ends does not count: let it be little.
+        connection.transport.socket.setsockopt(SOL_SOCKET, SO_SNDBUF, 4096)
         client.transport.pauseProducing()
         other = await greet(reactor, self.endpoint, "bjorn")
-        assert self.daemon is not None
-        while len(self.daemon._sessions.connections) == 2:
-            client.raw(frame(TEXT, b'{"type":"nonsense"}') + frame(TEXT, b'{"type":"list"}'))
+        request = json.dumps({"type": "subscribe", "ref": "x" * 128}).encode()
+        while connection in self.daemon._sessions.connections:
+            client.raw(frame(TEXT, request) * 200)
             self.assertEqual((await other.ask(type="list"))["type"], "listing")
         client.transport.resumeProducing()
         await client.lost
@@ -281,6 +289,7 @@ class StopTests(Case):
     """The drain, and what is left for the next start."""
 
     async def test_the_windows_in_work_are_finished(self) -> None:
+        self.patch(service, "DRAIN_SECONDS", 20.0)
         client = await greet(reactor, self.endpoint, "anna")
         for id in ("m1", "m2"):
             client.say(type="submit", id=id)
@@ -309,8 +318,10 @@ class StopTests(Case):
         self.assertEqual(answers[-1]["text"], "igen")
 
     async def test_a_client_that_does_not_answer_the_close(self) -> None:
-        await greet(reactor, self.endpoint, "anna")
+        client = await greet(reactor, self.endpoint, "anna")
+        client.stubborn = True
         await self.stop()
+        await client.lost
 
     async def test_one_daemon_a_state_directory(self) -> None:
         self.assertRaises(StateInUse, StateDirectory, self.path)
@@ -323,7 +334,14 @@ class StopTests(Case):
         SQLiteStore.prepare(state.path / "transcripts.sqlite")
         settings = Settings(
             (self.endpoint.replace("tcp:127.0.0.1:", "tcp:") + ":interface=127.0.0.1",),
-            state.path, "fake", 1, 1, 60.0, "sv", 60.0, 10,
+            state.path,
+            "fake",
+            1,
+            1,
+            60.0,
+            "sv",
+            60.0,
+            10,
         )
         other = Daemon(settings, reactor, state, FakePool())
         error = self.assertRaises(SystemExit, other.startService)

@@ -171,7 +171,20 @@ class LimitTests(WireTestCase):
     def test_rate(self) -> None:
         for rate in (8000, 11025, 48000):
             self.assertParses(wire.Submit(id="m", rate=rate), type="submit", id="m", rate=rate)
-        for wrong in (7999, 48001, 0, -16000, 2**63, 2**64, 10**30, "16000", True, [], {}):
+        wrongs: tuple[Any, ...] = (
+            7999,
+            48001,
+            0,
+            -16000,
+            2**63,
+            2**64,
+            10**30,
+            "16000",
+            True,
+            [],
+            {},
+        )
+        for wrong in wrongs:
             data = msgspec.json.encode({"type": "submit", "id": "m", "rate": wrong})
             self.assertBad(data, says="`$.rate`")
 
@@ -179,7 +192,8 @@ class LimitTests(WireTestCase):
         for channels in (1, 2, 8):
             submit = wire.Submit(id="m", channels=channels)
             self.assertParses(submit, type="submit", id="m", channels=channels)
-        for wrong in (0, 9, -1, "1", True, False, [1]):
+        wrongs: tuple[Any, ...] = (0, 9, -1, "1", True, False, [1])
+        for wrong in wrongs:
             self.assertBad(frame(type="submit", id="m", channels=wrong), says="`$.channels`")
 
     def test_floatsAreNoWholeNumbers(self) -> None:
@@ -192,7 +206,20 @@ class LimitTests(WireTestCase):
     def test_ttl(self) -> None:
         for ttl in (1, 0.001, 3600, wire.MAX_TTL):
             self.assertParses(wire.Submit(id="m", ttl=ttl), type="submit", id="m", ttl=ttl)
-        for wrong in (0, 0.0, -0.0, -1, -0.001, wire.MAX_TTL + 1, 10**400, True, False, "60", []):
+        wrongs: tuple[Any, ...] = (
+            0,
+            0.0,
+            -0.0,
+            -1,
+            -0.001,
+            wire.MAX_TTL + 1,
+            10**400,
+            True,
+            False,
+            "60",
+            [],
+        )
+        for wrong in wrongs:
             data = b'{"type":"submit","id":"m","ttl":%s}' % (
                 str(wrong).encode() if wrong == 10**400 else msgspec.json.encode(wrong)
             )
@@ -203,15 +230,18 @@ class LimitTests(WireTestCase):
         for language in ("sv", "x" * 32):
             submit = wire.Submit(id="m", language=language)
             self.assertParses(submit, type="submit", id="m", language=language)
-        for wrong in ("x" * 33, "", 5, ["sv"]):
+        wrongs: tuple[Any, ...] = ("x" * 33, "", 5, ["sv"])
+        for wrong in wrongs:
             self.assertBad(frame(type="submit", id="m", language=wrong), says="`$.language`")
 
     def test_wait(self) -> None:
-        for wrong in (0, 1, "true", "false", []):
+        wrongs: tuple[Any, ...] = (0, 1, "true", "false", [])
+        for wrong in wrongs:
             self.assertBad(frame(type="fetch", id="m", wait=wrong), says="`$.wait`")
 
     def test_strings(self) -> None:
-        for wrong in (1, 1.5, True, [], {}):
+        wrongs: tuple[Any, ...] = (1, 1.5, True, [], {})
+        for wrong in wrongs:
             self.assertBad(frame(type="hello", party=wrong), says="`$.party`")
             self.assertBad(frame(type="hello", token=wrong), says="`$.token`")
             self.assertBad(frame(type="end", id="m", sha256=wrong), says="`$.sha256`")
@@ -271,7 +301,8 @@ class GarbageTests(WireTestCase):
     def test_type(self) -> None:
         self.assertBad(b"{}", says="`type`")
         self.assertBad(frame(id="m"), says="`type`")
-        for wrong in (5, None, True, ["list"], {"a": "list"}, 1.5):
+        wrongs: tuple[Any, ...] = (5, None, True, ["list"], {"a": "list"}, 1.5)
+        for wrong in wrongs:
             self.assertBad(frame(type=wrong), says="`$.type`")
         for unknown in ("", "List", "list ", "welcome", "transcript", "error", "accepted"):
             self.assertBad(frame(type=unknown), says="unknown type")
@@ -295,7 +326,8 @@ class RefTests(WireTestCase):
         self.assertBad(b'{"type":"submit","id":"m","ttl":1e400,"ref":"r1"}', "r1")
 
     def test_noneWhereItIsBadItself(self) -> None:
-        for wrong in (5, ["r"], {"r": "r"}, True, 1.5, "r" * 129):
+        wrongs: tuple[Any, ...] = (5, ["r"], {"r": "r"}, True, 1.5, "r" * 129)
+        for wrong in wrongs:
             self.assertBad(frame(type="list", ref=wrong), None, says="`$.ref`")
             self.assertBad(frame(type="nothing", ref=wrong), None)
         self.assertBad(frame(type="nothing", ref=None), None)
@@ -471,7 +503,7 @@ class RenderTests(SynchronousTestCase):
         self.assertRenders(answer, type="cancelled", id="m1", owner="anna")
 
     def test_error(self) -> None:
-        bare = {"code": "bad-message", "reason": "not a JSON object"}
+        bare: dict[str, Any] = {"code": "bad-message", "reason": "not a JSON object"}
         self.assertRenders(wire.Error(**bare), type="error", **bare)
         full: dict[str, Any] = {"id": "m1", "owner": "anna", "retry_after": 10.0}
         self.assertRenders(wire.Error(**bare, **full), type="error", **bare, **full)

@@ -207,7 +207,9 @@ def main() -> None:
             write_flac(clips / name, samples)
             kept[name] = text
     (clips / "clips.json").write_text(json.dumps(kept, ensure_ascii=False, indent=1) + "\n")
-    right = sum(greedy(processor, model, s) == t for t, s in zip(held_texts, held_speech, strict=True))
+    right = sum(
+        greedy(processor, model, s) == t for t, s in zip(held_texts, held_speech, strict=True)
+    )
     long_samples, long_text = recording(held_speech, held_texts, 60, rng)
     same = greedy(processor, model, long_samples) == long_text
     print(f"held-out sentences right {right}/{len(held_texts)}; one minute right: {same}")

@@ -9,8 +9,9 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from transcribed.errors import (
@@ -191,6 +192,7 @@ class Desk:
         self._clock = clock
         self._uploads: dict[tuple[str, str], list[Upload]] = {}
         self._watchers: dict[str, list[Watcher]] = {}
+        self._delivering: set[Deferred[None]] = set()
         self._waiting: dict[tuple[str, str], list[Deferred[None]]] = {}
 
     # Submitting
@@ -295,9 +297,22 @@ class Desk:
     async def _outcome(self, party: str, owner: str, id: str) -> Delivery:
         while True:
             await self._change((owner, id))
-            answer = await self.fetch(party, owner, id, wait=False)
+            delivered: Deferred[None] = Deferred()
+            self._delivering.add(delivered)
+            try:
+                answer = await self.fetch(party, owner, id, wait=False)
+            finally:
+                self._delivering.remove(delivered)
+                delivered.callback(None)
             if isinstance(answer, Delivery):
                 return answer
+
+    async def settle(self) -> None:
+        """Come back when all who were waiting for a text that is there have been sent it."""
+        while self._delivering:
+            await gatherResults(list(self._delivering))
+        # It is sent right after it was got.
+        await deferLater(self._clock, 0.0)
 
     def _change(self, name: tuple[str, str]) -> Deferred[None]:
         """Fires when there may be an outcome."""

@@ -199,6 +199,7 @@ class Daemon(Service):
         await drained.addErrback(lambda _: self._log.warn("windows in work were given up"))
         if deadline.active():
             deadline.cancel()
+        await self._desk.settle()
         await self._sessions.close_all()
         self._sessions.stopFactory()
         if self._purging.running:

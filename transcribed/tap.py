@@ -60,7 +60,8 @@ class Options(usage.Options):
 
 
 def _show(value: object) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value) or "empty"
+    text = ", ".join(map(_show, value)) if isinstance(value, list) else str(value)
+    return text or "empty"
 
 
 def _read(path: str) -> dict[str, Any]:

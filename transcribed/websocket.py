@@ -111,6 +111,10 @@ class SessionProtocol(WebSocketServerProtocol, ISessionPeer):  # type: ignore[mi
 
     def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
         """The connection is gone, whether it was ever open or not."""
+        if self.closeHandshakeTimeoutCall is not None:
+            # Autobahn lets it run on when the client just goes.
+            self.closeHandshakeTimeoutCall.cancel()
+            self.closeHandshakeTimeoutCall = None
         if self in self.factory.connections:
             self.factory.connections.remove(self)
             self.gone.callback(None)

@@ -1,4 +1,4 @@
-"""Stand-ins that answer at once, so that the core is tested without threads, processes or sockets."""
+"""Stand-ins that answer at once: the core is tested without threads, processes or sockets."""
 
 from __future__ import annotations
 
@@ -119,8 +119,8 @@ class FakePool:
 
     def answer(self, *words: str, at: int = 0) -> None:
         """A worker has heard `words`, a second each, in the window that it has for longest."""
-        _, window, _, answer = self.work.pop(at)
-        answer.callback(WordsResult([Word(word, i, i + 1, 0.5) for i, word in enumerate(words)]))
+        heard = [Word(word, i, i + 1, 0.5) for i, word in enumerate(words)]
+        self.work.pop(at)[3].callback(WordsResult(heard))
         self.whenFree()
 
     def fail(self, reason: str = "the worker died", at: int = 0) -> None:

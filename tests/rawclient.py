@@ -1,4 +1,4 @@
-"""A websocket client that sends just the bytes it is told to, independent of Autobahn (RFC 6455)."""
+"""A websocket client (RFC 6455) that sends just the bytes it is told to, without Autobahn."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ def frame(opcode: int, payload: bytes = b"", fin: bool = True, masked: bool = Tr
 class RawClient(Protocol):
     """One connection.
 
+    :ivar welcome: what it was greeted with.
     :ivar stubborn: whether it leaves close frames unanswered.
     :ivar status: the HTTP status line of the handshake's answer.
     :ivar headers: the rest of it.
@@ -47,6 +48,7 @@ class RawClient(Protocol):
         self.frames: DeferredQueue[tuple[int, bytes] | None] = DeferredQueue()
         self.lost: Deferred[None] = Deferred()
         self.stubborn = False
+        self.welcome: dict[str, Any] = {}
         self.status = ""
         self.headers = ""
         self._buffer = b""
@@ -148,4 +150,5 @@ async def greet(reactor: Any, endpoint: str, party: str) -> RawClient:
     client = await connect(reactor, endpoint)
     answer = await client.ask(type="hello", party=party)
     assert answer["type"] == "welcome", answer
+    client.welcome = answer
     return client

@@ -301,7 +301,7 @@ class RemoveTests(SchedulerTestCase):
 class StoredTests(SchedulerTestCase):
     """Results that an earlier daemon left."""
 
-    def stored(self, *positions: int, model: str = MODEL.digest) -> list[StoredWindow]:
+    def stored(self, *positions: int, model: str = MODEL.mark) -> list[StoredWindow]:
         return [StoredWindow(model, position, result(str(position))) for position in positions]
 
     def test_ofTheSameModelAreNotMadeAgain(self) -> None:

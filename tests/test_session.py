@@ -439,6 +439,21 @@ class FetchTests(Case):
         self.assertTrue(self.bjorn.ask(type="ack", id="m1", owner="anna")["purged"])
         self.assertError(self.anna.ask(type="ack", id="m1"), "gone")
 
+    def test_an_ack_between_expiry_and_purge(self) -> None:
+        self.ready()
+        self.bjorn.ask(type="fetch", id="m1", owner="anna")
+        self.house.clock.advance(3600)
+        self.assertTrue(self.bjorn.ask(type="ack", id="m1", owner="anna")["purged"])
+        self.assertEqual(self.house.spool.names(), [])
+
+    def test_its_time_begins_when_it_is_accepted(self) -> None:
+        self.anna.say(type="submit", id="m1", ttl=10)
+        self.house.clock.advance(30)
+        self.anna.sound(SECOND)
+        self.assertEqual(self.anna.ask(type="end", id="m1")["type"], "accepted")
+        self.house.clock.advance(9)
+        self.assertEqual(self.anna.ask(type="status", id="m1")["type"], "status")
+
     def test_failed(self) -> None:
         self.anna.submit("m1", receiver="bjorn")
         self.bjorn.say(type="fetch", id="m1", owner="anna", ref="f")
@@ -534,6 +549,16 @@ class StatusTests(Case):
         other.ask(type="cancel", id="m1")
         self.assertEqual(self.bjorn.heard()["state"], "cancelled")
         self.assertEqual(self.eva.sent, [])
+
+    def test_events_come_after_the_answer(self) -> None:
+        self.anna.ask(type="subscribe")
+        self.anna.say(type="submit", id="m1")
+        self.anna.sound(SECOND)
+        self.anna.say(type="end", id="m1")
+        self.assertEqual(
+            [a.get("state") if a["type"] == "event" else a["type"] for a in self.anna.sent],
+            ["accepted", "queued", "transcribing"],
+        )
 
     def test_an_event_once_only(self) -> None:
         self.anna.ask(type="subscribe")

@@ -253,9 +253,20 @@ class ValueTests(SettingsTestCase):
             self.assertFlagRefused("language", wrong, "a language", "such as sv")
 
     def test_model(self) -> None:
-        for model in ("auto", "embedded", "org/name", "./directory"):
+        for model in ("auto", "embedded", "org/name", "name"):
             self.assertEqual(self.parse(f"--model={model}").model, model)
         self.assertFlagRefused("model", "", "a text that is not empty")
+
+    def test_modelInADirectory(self) -> None:
+        directory = Path(self.mktemp())
+        directory.mkdir()
+        path = str(directory.absolute())
+        self.assertEqual(self.parse(f"--model={path}").model, path)
+        # Absolute, as a daemon changes its directory.
+        self.assertEqual(self.parse(f"--model=./{directory}").model, path)
+        for wrong in ("./no-such", f"{path}/no-such", __file__):
+            self.assertFlagRefused("model", wrong, "a directory that is there", "auto, embedded")
+        self.assertFlagRefused("model", "~nobody-of-that-name/m", "a path")
 
     def test_state(self) -> None:
         self.assertEqual(self.parse("--state=a/b").state, Path.cwd() / "a/b")

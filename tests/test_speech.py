@@ -18,7 +18,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.speech import CHECKPOINT, RATE, clip, recording, texts
+from tests.speech import CHECKPOINT, RATE, STEADY, clip, recording, texts
 from transcribed.errors import ModelUnavailable, RecognitionFailed
 from transcribed.recognition import CTCResult, Transcription, Window, cut, stitch
 from transcribed.speech import Recognizer, Span, audio, load, models
@@ -155,19 +155,9 @@ class TrainedTests(Case):
             self.assertEqual(heard.text, text)
 
     def test_tenMinutesInWindows(self) -> None:
-        """What the model mishears, it mishears: but no word is lost, doubled or split by a cut."""
-        samples, text = recording(600)
-        result = self.hear(self.recognizer, samples, RATE, 20)
-        spoken, heard = text.split(), [w.word for w in result.words]
-        compared = difflib.SequenceMatcher(None, spoken, heard, autojunk=False).get_opcodes()
-        wrong = [opcode for opcode in compared if opcode[0] != "equal"]
-        self.assertLess(sum(stop - start for _, start, stop, _, _ in wrong), len(spoken) / 100)
-        cuts = [w.core_start / RATE for w in cut(len(samples), RATE, 20, 3)][1:]
-        self.assertGreater(len(cuts), 25)
-        for _, _, _, start, stop in wrong:
-            for word in result.words[max(0, start - 1) : stop + 1]:
-                for at in cuts:
-                    self.assertFalse(word.start - 0.2 < at < word.end + 0.2, word)
+        samples, text = recording(600, clips=STEADY)
+        self.assertGreater(len(cut(len(samples), RATE, 20, 3)), 25)
+        self.assertEqual(self.hear(self.recognizer, samples, RATE, 20).text, text)
 
     def test_cutOrNot(self) -> None:
         """The windows' frames are those of the uncut recording, times and all."""

@@ -1,4 +1,4 @@
-"""The transport over real sockets: handshake, frames, limits, close codes, probes, start and stop."""
+"""The transport over real sockets: handshake, frames, limits, close codes, start and stop."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ from transformers import (
 WORDS = """hej jag du han hon vi kan ska vill kommer ringer hem bil båt tåg buss idag imorgon ikväll
 klockan två tre fyra fem sex sju åtta nio tio möte läkare skola mat kaffe tack snälla till från på
 med och inte snart nu här där stor liten röd blå hund katt mamma pappa brev telefon vatten fönster
-bord sommar vinter""".split()
+bord sommar vinter""".split()  # noqa: SIM905
 VOICES = ("sv", "sv+m1", "sv+m3", "sv+f2")
 RATE = 16000
 STEP_SECONDS = 40.0
@@ -167,7 +167,7 @@ def main() -> None:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=options.steps)
     started = time.monotonic()
     for step in range(options.steps):
-        # Mostly single sentences; later whole windows too, as the daemon's windows are 20 s and more.
+        # Mostly single sentences; later whole windows too, as the daemon's are 20 s and more.
         late = step > options.steps // 4
         seconds = rng.choice([0, 0, 0, 8, 26]) if late else 0
         size = 12 if seconds == 0 else max(1, int(STEP_SECONDS / seconds))

@@ -27,7 +27,7 @@ from transcribed.errors import (
 from transcribed.interfaces import IIntake, IRecognizerPool, ISpool, ITranscriptStore, SpooledAudio
 from transcribed.recognition import StoredWindow, Transcription
 from transcribed.scheduler import Job, Scheduler
-from transcribed.transcript import UNFINISHED, State, Transcript
+from transcribed.transcript import ENDED, UNFINISHED, State, Transcript
 from transcribed.wire import MAX_RATE, SAMPLE_BYTES, Submit
 
 RETRY_SHUTDOWN = 5.0
@@ -140,7 +140,14 @@ class Upload:
         try:
             self._check(sha256)
             await self._intake.keep()
-            new = replace(self.transcript, state=State.QUEUED, sha256=self._intake.sha256)
+            now = self._desk.now()
+            new = replace(
+                self.transcript,
+                state=State.QUEUED,
+                sha256=self._intake.sha256,
+                created=now,
+                expires=now + self._draft.expires - self._draft.created,
+            )
             kept = await self._desk.store.accept(new)
             if kept.key != new.key:
                 self._intake.discard()
@@ -195,6 +202,10 @@ class Desk:
         self._delivering: set[Deferred[None]] = set()
         self._waiting: dict[tuple[str, str], list[Deferred[None]]] = {}
 
+    def now(self) -> float:
+        """The time of day, in seconds since the epoch."""
+        return self._clock.seconds()
+
     # Submitting
 
     def open_upload(
@@ -210,7 +221,7 @@ class Desk:
         if self.closing:
             raise Busy("the daemon is shutting down", RETRY_SHUTDOWN)
         self._check_language(language)
-        now = self._clock.seconds()
+        now = self.now()
         draft = Transcript(
             key=uuid.uuid4().hex,
             owner=party,
@@ -277,7 +288,7 @@ class Desk:
         Raises :exc:`UnknownId`, :exc:`Gone`, or :exc:`Failed`.
         """
         try:
-            transcript = await self.store.collect(owner, id, party, self._clock.seconds())
+            transcript = await self.store.collect(owner, id, party, self.now())
         except UnknownId:
             uploading = self._uploading(owner, id, party)
             if uploading is None:
@@ -325,8 +336,8 @@ class Desk:
 
         Raises :exc:`UnknownId`, :exc:`NotFetched`, or :exc:`Gone`.
         """
-        change = await self.store.acknowledge(owner, id, party, self._clock.seconds())
-        if change.after.state is State.PURGED:
+        change = await self.store.acknowledge(owner, id, party, self.now())
+        if change.after.state in ENDED:
             await self._spool.drop(change.after.key)
         self._moved(change.before, change.after)
         return change.after
@@ -334,7 +345,7 @@ class Desk:
     async def status(self, party: str, owner: str, id: str) -> View:
         """How it stands; raises :exc:`UnknownId` or :exc:`Gone`."""
         try:
-            transcript = await self.store.look(owner, id, party, self._clock.seconds())
+            transcript = await self.store.look(owner, id, party, self.now())
         except UnknownId:
             uploading = self._uploading(owner, id, party)
             if uploading is None:
@@ -344,7 +355,7 @@ class Desk:
 
     async def listing(self, party: str) -> list[View]:
         """All that the party is a side of, and has not acked."""
-        stored = await self.store.listing(party, self._clock.seconds())
+        stored = await self.store.listing(party, self.now())
         names = {(t.owner, t.id) for t in stored}
         uploading = [
             uploads[0].transcript
@@ -370,7 +381,7 @@ class Desk:
                 upload.cancel()
                 upload_ended = True
         try:
-            change = await self.store.cancel(owner, id, self._clock.seconds())
+            change = await self.store.cancel(owner, id, self.now())
         except UnknownId:
             if not upload_ended:
                 raise
@@ -453,7 +464,7 @@ class Desk:
 
     async def purge(self) -> None:
         """Delete what has expired."""
-        for transcript in await self.store.expire(self._clock.seconds()):
+        for transcript in await self.store.expire(self.now()):
             self._scheduler.remove(transcript.key)
             try:
                 await self._spool.drop(transcript.key)

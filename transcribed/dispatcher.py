@@ -113,7 +113,7 @@ class Dispatcher:
         assert model is not None
         try:
             await self._spool.keep_window(
-                job.key, StoredWindow(model.digest, window.position, result)
+                job.key, StoredWindow(model.mark, window.position, result)
             )
         except OSError as e:
             # It is kept in memory; only a restart would have to repeat it.

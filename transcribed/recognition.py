@@ -39,6 +39,11 @@ class Model(msgspec.Struct, frozen=True):
     context: int
     warning: str | None = None
 
+    @property
+    def mark(self) -> str:
+        """Names what a window's result depends on: the weights, and how recordings are cut."""
+        return f"{self.digest}/{self.core}/{self.context}"
+
 
 class Window(msgspec.Struct, frozen=True):
     """A piece of a recording, in frames at the recording's own rate.
@@ -100,7 +105,7 @@ WindowResult = CTCResult | WordsResult
 
 
 class StoredWindow(msgspec.Struct, frozen=True):
-    """A window's result on disk; `model` is the digest of the model that made it."""
+    """A window's result on disk; `model` is the mark of the model that made it."""
 
     model: str
     position: int

@@ -63,7 +63,7 @@ class Job:
         self.results = {
             stored.position: stored.result
             for stored in self.stored
-            if stored.model == model.digest and stored.position < len(self.windows)
+            if stored.model == model.mark and stored.position < len(self.windows)
         }
         self.stored = []
         self.waiting = deque(w for w in self.windows if w.position not in self.results)

@@ -28,7 +28,7 @@ from transcribed.pool import RecognizerPool
 from transcribed.scheduler import Scheduler
 from transcribed.session import Session
 from transcribed.settings import Settings, is_loopback
-from transcribed.spool import Spool
+from transcribed.spool import Spool, sync_directory
 from transcribed.storage.sqlite import SQLiteStore
 from transcribed.web import make_site
 from transcribed.websocket import SessionFactory
@@ -50,6 +50,7 @@ class StateDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        sync_directory(path.parent)
         self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             # Held by the open file, so that it outlives twistd's fork, and no process that died.

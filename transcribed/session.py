@@ -42,6 +42,8 @@ class Core:
     :ivar closed: whether the daemon has ended it: nothing more is heard.
     :ivar unwatch: ends the subscription, if there is one.
     :ivar waiting: the fetches that wait for their text.
+    :ivar answering: whether a request is being worked on.
+    :ivar held: events that came meanwhile: they are told after the answer.
     :ivar step: what the last request still has to wait for, if anything.
     """
 
@@ -53,7 +55,15 @@ class Core:
     closed: bool = False
     unwatch: Callable[[], None] | None = None
     waiting: set[Deferred[Delivery]] = field(default_factory=set)
+    answering: bool = False
+    held: list[wire.Event] = field(default_factory=list)
     step: Step | None = None
+
+    def tell(self, event: wire.Event) -> None:
+        if self.answering:
+            self.held.append(event)
+        else:
+            self.send(event)
 
     def send(self, answer: wire.Answer, ref: str | None = None) -> None:
         self.peer.send(wire.render(wire.with_ref(answer, ref)))
@@ -286,9 +296,7 @@ _swallowing.upon(Conversation.over, nodata=True).to(_ready).returns(None)
 
 
 @_swallowing.upon(Conversation.submit).to(_ready)
-def _submit_next(
-    proto: Conversation, core: Core, ids: set[str], request: wire.Submit
-) -> None:
+def _submit_next(proto: Conversation, core: Core, ids: set[str], request: wire.Submit) -> None:
     proto.submit(request)
 
 
@@ -388,7 +396,7 @@ async def _list(core: Core, request: wire.AskList) -> None:
 
 async def _subscribe(core: Core, request: wire.Subscribe) -> None:
     def tell(transcript: Transcript, progress: float) -> None:
-        core.send(answers.event(transcript, progress))
+        core.tell(answers.event(transcript, progress))
 
     core.send(wire.Subscribed(), request.ref)
     if core.unwatch is None:
@@ -441,7 +449,6 @@ class Session:
         self._peer = peer
         self._queue: deque[Chunk | wire.AnyRequest | wire.Unparsable] = deque()
         self._running = False
-        self._busy = False
         self._paused = False
 
     def text(self, payload: bytes) -> None:
@@ -469,7 +476,7 @@ class Session:
         if self._running:
             return
         self._running = True
-        while self._queue and not self._busy:
+        while self._queue and not self._core.answering:
             item = self._queue.popleft()
             if self._core.closed:
                 continue
@@ -479,17 +486,20 @@ class Session:
                 self._stumble(Failure(), item)
             step, self._core.step = self._core.step, None
             if step is not None:
-                self._busy = True
+                self._core.answering = True
                 done = Deferred.fromCoroutine(step)
                 done.addErrback(self._stumble, item).addCallback(self._stepped)
         self._running = False
-        if self._busy != self._paused and not self._core.closed:
+        if self._core.answering != self._paused and not self._core.closed:
             # Nothing more is read while a request is in work: the queue holds one read at most.
-            self._paused = self._busy
-            (self._peer.pause if self._busy else self._peer.resume)()
+            self._paused = self._core.answering
+            (self._peer.pause if self._core.answering else self._peer.resume)()
 
     def _stepped(self, _: None) -> None:
-        self._busy = False
+        self._core.answering = False
+        held, self._core.held = self._core.held, []
+        for event in held:
+            self._core.send(event)
         self._work()
 
     def _hear(self, item: Chunk | wire.AnyRequest | wire.Unparsable) -> None:

@@ -65,6 +65,19 @@ def _language(text: object) -> str:
     return text
 
 
+def _model(text: object) -> str:
+    name = _string(text)
+    if name.startswith((".", "/", "~")):
+        path = _path(name)
+        if not path.is_dir():
+            raise WrongValue(
+                "auto, embedded, a name on the Hub such as KBLab/wav2vec2-large-voxrex-swedish, or "
+                "a directory that is there"
+            )
+        return str(path)
+    return name
+
+
 def _path(text: object) -> Path:
     path = _string(text)
     try:
@@ -138,7 +151,7 @@ OPTIONS = (
         _endpoints,
     ),
     Option("state", "var", "The directory for what must survive a restart.", _path),
-    Option("model", "auto", "A name on the Hub, a directory, embedded, or auto.", _string),
+    Option("model", "auto", "A name on the Hub, a directory, embedded, or auto.", _model),
     Option("workers", "auto", "How many processes transcribe: auto, or a number.", _auto_or_whole),
     Option("threads", "auto", "Threads of each worker: auto, or a number.", _auto_or_whole),
     Option("ttl", 86400, "Seconds that a transcript is kept.", _seconds(MAX_TTL)),

@@ -27,7 +27,12 @@ T = TypeVar("T")
 
 RETRY_FULL_DISK = 30.0
 """Seconds after which a client may try again when the disk was full."""
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_SCARCE = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EMFILE: "too many files are open",
+    errno.ENFILE: "too many files are open",
+}
 
 AUDIO, WINDOWS, TEXT = ".audio", ".windows", ".text"
 
@@ -36,7 +41,8 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """Come back when the names in a directory would survive a loss of power."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -84,7 +90,7 @@ class Intake:
             with _disk_errors(), self._file:
                 os.fsync(self._file.fileno())
                 self._spool.windows_path(self.key).touch(0o600, exist_ok=False)
-                _sync_directory(self._spool.directory)
+                sync_directory(self._spool.directory)
 
         return self._spool.inThread(work)
 
@@ -96,14 +102,14 @@ class Intake:
 
 
 class _disk_errors:
-    """A full disk is something the client can wait for."""
+    """What is scarce for now is something that the client can wait for."""
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
-        if isinstance(error, OSError) and error.errno in _DISK_FULL:
-            raise Busy("the disk is full", RETRY_FULL_DISK) from error
+        if isinstance(error, OSError) and error.errno in _SCARCE:
+            raise Busy(_SCARCE[error.errno], RETRY_FULL_DISK) from error
 
 
 class Spool:
@@ -120,7 +126,7 @@ class Spool:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         directory.chmod(0o700)
         # What is kept in it must not be lost with its own name.
-        _sync_directory(directory.parent)
+        sync_directory(directory.parent)
         # Not directories: lost+found is one where a file system of its own is mounted here.
         self._found = [path for path in directory.iterdir() if not path.is_dir()]
 
@@ -190,7 +196,7 @@ class Spool:
                 file.write(msgspec.json.encode(transcription))
                 file.flush()
                 os.fsync(file.fileno())
-            _sync_directory(self.directory)
+            sync_directory(self.directory)
 
         return self.inThread(work)
 

@@ -7,6 +7,7 @@ docs/protocol.rst says what they mean. :func:`parse` turns a frame into a reques
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -128,7 +129,10 @@ def _reason(error: Exception) -> str:
         return "not a JSON object"
     reason = str(error)
     # msgspec's reasons name the field and what is allowed there; the value only in this case.
-    return "unknown type" if reason.startswith("Invalid value") else reason
+    if reason.startswith("Invalid value"):
+        return "unknown type"
+    # Its reason for a pattern is the pattern: nothing for a person.
+    return re.sub(r"Expected `str` matching regex '.*'", "Characters that are not allowed", reason)
 
 
 class _OnlyRef(msgspec.Struct):

@@ -1,0 +1,353 @@
+"""End to end: a real twistd, real workers, a real model; and what a kill leaves."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy
+import soxr
+from twisted.internet import reactor
+from twisted.trial.unittest import TestCase
+
+from tests.daemonprocess import DaemonProcess, submit
+from tests.rawclient import BINARY, RawClient, frame
+from tests.speech import CHECKPOINT, STEADY, clip, recording, texts
+
+TINY = ("--model", str(CHECKPOINT))
+
+
+class Case(TestCase):
+    """Daemons that are gone when the test is over."""
+
+    timeout = 240
+
+    def setUp(self) -> None:
+        self.state = Path(self.mktemp())
+        self.daemons: list[DaemonProcess] = []
+
+    async def tearDown(self) -> None:
+        for daemon in self.daemons:
+            await daemon.signal("KILL")
+
+    def start(self, *options: str, listen: bool = True, twist: bool = False) -> DaemonProcess:
+        daemon = DaemonProcess(reactor, self.state, *options, listen=listen, twist=twist)
+        self.daemons.append(daemon)
+        return daemon
+
+    def contents(self) -> bytes:
+        """All bytes under the state directory."""
+        return b"".join(p.read_bytes() for p in self.state.rglob("*") if p.is_file())
+
+    async def fetch(self, client: RawClient, id: str, owner: str) -> dict[str, Any]:
+        answer = await client.ask(type="fetch", id=id, owner=owner)
+        self.assertEqual(answer["type"], "transcript", answer)
+        return answer
+
+
+class DeliveryTests(Case):
+    """Sound in, text out to both sides, and nothing left."""
+
+    async def test_clips(self) -> None:
+        daemon = self.start(*TINY)
+        anna, bjorn = await daemon.greet("anna"), await daemon.greet("bjorn")
+        for name, text in texts().items():
+            audio = clip(name).tobytes()
+            loud = audio[len(audio) // 2 :][:64]
+            self.assertGreater(len(set(loud)), 20)
+            accepted = await submit(anna, name, audio, receiver="bjorn")
+            self.assertEqual(accepted["seconds"], round(len(audio) / 32000, 3))
+            for party in (anna, bjorn):
+                transcript = await self.fetch(party, name, "anna")
+                self.assertEqual(transcript["text"], text)
+                words = transcript["words"]
+                self.assertEqual([w["word"] for w in words], text.split())
+                times = [t for w in words for t in (w["start"], w["end"])]
+                self.assertEqual(times, sorted(times))
+                self.assertLessEqual(times[-1], accepted["seconds"] + 0.02)
+                self.assertTrue(all(0 < w["confidence"] <= 1 for w in words))
+            self.assertTrue(text.encode() in self.contents())
+            self.assertFalse((await anna.ask(type="ack", id=name))["purged"])
+            self.assertTrue((await bjorn.ask(type="ack", id=name, owner="anna"))["purged"])
+            self.assertFalse(text.encode() in self.contents())
+            self.assertFalse(loud in self.contents())
+            self.assertNotIn(text, daemon.log)
+
+    async def test_other_rates_and_channels(self) -> None:
+        anna = await self.start(*TINY).greet("anna")
+        name, text = next(iter(texts().items()))
+        for rate, channels in ((48000, 2), (44100, 1), (22050, 3)):
+            samples = soxr.resample(clip(name).astype(numpy.float32), 16000, rate)
+            audio = numpy.repeat(samples.astype("<i2")[:, None], channels, axis=1).tobytes()
+            id = f"{rate}x{channels}"
+            await submit(anna, id, audio, rate=rate, channels=channels)
+            self.assertEqual((await self.fetch(anna, id, "anna"))["text"], text)
+
+    async def test_a_long_recording_is_that_of_its_windows(self) -> None:
+        anna = await self.start(*TINY).greet("anna")
+        samples, text = recording(600, clips=STEADY)
+        await anna.ask(type="subscribe")
+        await submit(anna, "long", samples.tobytes())
+        progress = []
+        while True:
+            event = await anna.heard()
+            progress.append(event["progress"])
+            if event["state"] == "ready":
+                break
+        self.assertEqual(progress, sorted(progress))
+        self.assertGreater(len(set(progress)), 25, "it is transcribed window by window")
+        self.assertEqual((await self.fetch(anna, "long", "anna"))["text"], text)
+
+    async def test_uploads_are_taken_before_the_model_is_loaded(self) -> None:
+        daemon = self.start(*TINY)
+        anna = await daemon.greet("anna")
+        self.assertNotIn("ready: model", daemon.log)
+        name, text = next(iter(texts().items()))
+        self.assertEqual((await submit(anna, "m1", clip(name).tobytes()))["state"], "queued")
+        self.assertEqual((await self.fetch(anna, "m1", "anna"))["text"], text)
+
+    async def test_the_embedded_model(self) -> None:
+        daemon = self.start("--model", "auto", "--workers", "1")
+        anna = await daemon.greet("anna")
+        await submit(anna, "m1", clip("03.flac").tobytes())
+        transcript = await self.fetch(anna, "m1", "anna")
+        self.assertTrue(transcript["words"])
+        self.assertIn("embedded", transcript["model"])
+        self.assertIn("instead of the mission's model", daemon.log)
+        welcome = (await daemon.greet("anna")).welcome
+        self.assertIn("instead of the mission's model", welcome["warning"])
+
+
+class KillTests(Case):
+    """What was accepted is never lost, however the daemon ends."""
+
+    async def test_between_accepted_and_ready(self) -> None:
+        daemon = self.start(*TINY)
+        anna = await daemon.greet("anna")
+        said = list(texts().items())[:4]
+        for name, _ in said:
+            await submit(anna, name, clip(name).tobytes(), receiver="bjorn")
+        anna.say(type="submit", id="half")
+        anna.raw(frame(BINARY, bytes(100_000)))
+        await anna.ask(type="status", id=said[0][0])
+        self.assertEqual(await daemon.signal("KILL"), None)
+        (self.state / "spool" / "orphan.audio").write_bytes(b"left by something else")
+
+        daemon = self.start(*TINY)
+        await daemon.logged("leftover files")
+        anna, bjorn = await daemon.greet("anna"), await daemon.greet("bjorn")
+        listed = (await bjorn.ask(type="list"))["transcripts"]
+        self.assertEqual([t["id"] for t in listed], [name for name, _ in said])
+        for name, text in said:
+            self.assertEqual((await self.fetch(bjorn, name, "anna"))["text"], text)
+        self.assertEqual((await anna.ask(type="status", id="half"))["code"], "unknown-id")
+        suffixes = {path.suffix for path in (self.state / "spool").iterdir()}
+        self.assertEqual(suffixes, {".text"})
+
+    async def test_at_many_moments(self) -> None:
+        name, text = next(iter(texts().items()))
+        audio = clip(name).tobytes()
+        for kill_after in self.moments():
+            daemon = self.start(*TINY, "--workers", "1")
+            anna = await daemon.greet("anna")
+            ids = [f"{kill_after}-{i}" for i in range(3)]
+            for id in ids:
+                self.assertEqual((await submit(anna, id, audio))["type"], "accepted")
+            await anna.ask(type="subscribe")
+            if kill_after != "accepted":
+                while (await anna.heard())["state"] != kill_after:
+                    pass
+            await daemon.signal("KILL")
+            daemon = self.start(*TINY, "--workers", "1")
+            anna = await daemon.greet("anna")
+            for id in ids:
+                self.assertEqual((await self.fetch(anna, id, "anna"))["text"], text)
+                self.assertTrue((await anna.ask(type="ack", id=id))["purged"])
+            await daemon.signal("KILL")
+            self.assertFalse(text.encode() in self.contents())
+
+    def moments(self) -> Iterator[str]:
+        yield from ("accepted", "transcribing", "ready")
+
+    async def test_goes_on_where_it_was(self) -> None:
+        samples, text = recording(180, clips=STEADY)
+        daemon = self.start(*TINY, "--workers", "1")
+        anna = await daemon.greet("anna")
+        await anna.ask(type="subscribe")
+        await submit(anna, "long", samples.tobytes())
+        event: dict[str, Any] = {"progress": 0}
+        while event["progress"] < 0.4:
+            event = await anna.heard()
+        await daemon.signal("KILL")
+        stored = [p for p in (self.state / "spool").iterdir() if p.suffix == ".windows"]
+        kept = len(stored[0].read_text().splitlines())
+        self.assertGreaterEqual(kept, 3)
+        daemon = self.start(*TINY, "--workers", "1")
+        anna = await daemon.greet("anna")
+        await anna.ask(type="subscribe")
+        first = await anna.heard()
+        self.assertGreaterEqual(first["progress"], 0.3)
+        anna.say(type="fetch", id="long")
+        answer = first
+        while answer["type"] != "transcript":
+            answer = await anna.heard()
+        self.assertEqual(answer["text"], text)
+
+    async def test_of_the_workers(self) -> None:
+        daemon = self.start(*TINY, "--workers", "2")
+        await daemon.logged("ready: model")
+        anna = await daemon.greet("anna")
+        samples, text = recording(60, clips=STEADY)
+        await submit(anna, "m1", samples.tobytes())
+        anna.say(type="fetch", id="m1")
+        while (await anna.ask(type="status", id="m1"))["state"] == "queued":
+            pass
+        for pid in daemon.workers():
+            os.kill(pid, signal.SIGKILL)
+        self.assertEqual((await anna.heard())["text"], text)
+        self.assertIn("it is tried again", daemon.log)
+
+    async def test_of_an_acked_one(self) -> None:
+        daemon = self.start(*TINY, "--workers", "1")
+        anna, bjorn = await daemon.greet("anna"), await daemon.greet("bjorn")
+        name, text = next(iter(texts().items()))
+        await submit(anna, "m1", clip(name).tobytes(), receiver="bjorn")
+        await self.fetch(bjorn, "m1", "anna")
+        await bjorn.ask(type="ack", id="m1", owner="anna")
+        await daemon.signal("KILL")
+        daemon = self.start(*TINY, "--workers", "1")
+        anna, bjorn = await daemon.greet("anna"), await daemon.greet("bjorn")
+        gone = await bjorn.ask(type="fetch", id="m1", owner="anna")
+        self.assertEqual(gone["code"], "gone", "bjorn has acked")
+        self.assertEqual((await self.fetch(anna, "m1", "anna"))["text"], text)
+        self.assertTrue((await anna.ask(type="ack", id="m1"))["purged"])
+        await daemon.signal("KILL")
+        self.assertFalse(text.encode() in self.contents())
+
+    async def test_expired_while_it_was_down(self) -> None:
+        daemon = self.start(*TINY, "--workers", "1")
+        anna = await daemon.greet("anna")
+        await submit(anna, "m1", clip("01.flac").tobytes(), ttl=0.001)
+        await daemon.signal("KILL")
+        daemon = self.start(*TINY, "--workers", "1")
+        await daemon.logged("leftover files")
+        anna = await daemon.greet("anna")
+        self.assertEqual((await anna.ask(type="fetch", id="m1"))["code"], "gone")
+        self.assertEqual(list((self.state / "spool").iterdir()), [])
+
+
+class RunningTests(Case):
+    """Starting, stopping, and what an operator may do wrong."""
+
+    async def test_the_drain(self) -> None:
+        daemon = self.start(*TINY, "--workers", "1")
+        await daemon.logged("ready: model")
+        anna = await daemon.greet("anna")
+        name, text = next(iter(texts().items()))
+        await submit(anna, "m1", clip(name).tobytes())
+        await submit(anna, "m2", clip(name).tobytes())
+        await daemon.signal("TERM")
+        self.assertIn("stopped:", daemon.log)
+        daemon = self.start(*TINY, "--workers", "1")
+        anna = await daemon.greet("anna")
+        for id in ("m1", "m2"):
+            self.assertEqual((await self.fetch(anna, id, "anna"))["text"], text)
+
+    async def test_no_worker_outlives_it(self) -> None:
+        daemon = self.start(*TINY)
+        await daemon.logged("ready: model")
+        workers = daemon.workers()
+        self.assertTrue(workers)
+        await daemon.signal("KILL")
+        for pid in workers:
+            await self.gone(pid)
+
+    async def gone(self, pid: int) -> None:
+        """Fires when the process has ended: by a file descriptor that becomes readable then."""
+        from twisted.internet.abstract import FileDescriptor
+        from twisted.internet.defer import Deferred
+
+        try:
+            descriptor = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return
+        ended: Deferred[None] = Deferred()
+
+        class Watch(FileDescriptor):
+            def fileno(self) -> int:
+                return descriptor
+
+            def doRead(self) -> None:
+                self.stopReading()
+                os.close(descriptor)
+                ended.callback(None)
+
+        Watch(reactor).startReading()
+        await ended
+
+    async def fails(self, daemon: DaemonProcess, *words: str) -> None:
+        code = await daemon.ended
+        self.assertNotEqual(code, 0)
+        for word in words:
+            self.assertIn(word, daemon.log)
+        self.assertNotIn("Traceback", daemon.log)
+
+    async def test_a_second_one_on_its_state_directory(self) -> None:
+        first = self.start(*TINY)
+        await first.logged("listening on")
+        second = self.start("--listen", "tcp:0:interface=127.0.0.1", listen=False)
+        await self.fails(second, "in use by another daemon", str(self.state))
+        await first.greet("anna")
+
+    async def test_a_port_in_use(self) -> None:
+        from twisted.internet.protocol import Factory
+
+        port = reactor.listenTCP(0, Factory(), interface="127.0.0.1")
+        number = port.getHost().port
+        daemon = self.start("--listen", f"tcp:{number}:interface=127.0.0.1", listen=False)
+        await self.fails(daemon, f"tcp:{number}", "Address already in use")
+        await port.stopListening()
+
+    async def test_wrong_options(self) -> None:
+        for options, words in (
+            (("--ttl", "never"), ("--ttl", "never", "number of seconds")),
+            (("--workers", "0"), ("--workers", "0", "auto")),
+            (("--listen", "tcp:6000"), ("--listen", "tcp:6000", "loopback")),
+            (("--model", "/nowhere"), ("--model", "/nowhere")),
+        ):
+            await self.fails(self.start(*options, listen=False), *words)
+
+    async def test_a_state_directory_that_cannot_be(self) -> None:
+        self.state.write_text("a file")
+        await self.fails(self.start(*TINY), "state directory", str(self.state))
+
+    async def test_a_database_that_is_none(self) -> None:
+        self.state.mkdir()
+        (self.state / "transcripts.sqlite").write_text("not a database" * 100)
+        await self.fails(self.start(*TINY), "not a database")
+
+    async def test_the_log_of_the_start(self) -> None:
+        daemon = self.start(*TINY, "--workers", "1", "--threads", "1")
+        await daemon.logged("ready: model")
+        for words in (
+            str(CHECKPOINT),
+            "float32",
+            "1 workers x 1 threads",
+            str(self.state),
+            "resumed 0",
+        ):
+            self.assertIn(words, daemon.log)
+        self.assertNotIn("Traceback", daemon.log)
+
+    async def test_twist(self) -> None:
+        """``python -m twisted transcribed`` serves as well."""
+        daemon = self.start(*TINY, "--workers", "1", twist=True)
+        anna = await daemon.greet("anna")
+        name, text = next(iter(texts().items()))
+        await submit(anna, "m1", clip(name).tobytes())
+        self.assertEqual((await self.fetch(anna, "m1", "anna"))["text"], text)
+        await daemon.signal("TERM")
+        self.assertIn("stopped:", daemon.log)

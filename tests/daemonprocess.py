@@ -26,6 +26,8 @@ class DaemonProcess(ProcessProtocol):
     :ivar ended: fires with its exit code, None where a signal ended it.
     """
 
+    transport: Any
+
     def __init__(
         self, reactor: Any, state: Path, *options: str, listen: bool = True, twist: bool = False
     ) -> None:
@@ -68,7 +70,8 @@ class DaemonProcess(ProcessProtocol):
         for _, waiting in self._waiting:
             waiting.errback(AssertionError(f"the daemon has ended:\n{self.log}"))
         self._waiting.clear()
-        self.ended.callback(0 if reason.check(ProcessDone) else reason.value.exitCode)
+        end: Any = reason.value
+        self.ended.callback(0 if reason.check(ProcessDone) else end.exitCode)
 
     def logged(self, text: str) -> Deferred[None]:
         """Fires when `text` is in the log; fails when the daemon ends without it."""

@@ -43,6 +43,8 @@ class RawClient(Protocol):
     :ivar frames: what came: opcode and payload; None when the connection is gone.
     """
 
+    transport: Any
+
     def __init__(self) -> None:
         self.opened: Deferred[RawClient] = Deferred()
         self.frames: DeferredQueue[tuple[int, bytes] | None] = DeferredQueue()
@@ -53,7 +55,7 @@ class RawClient(Protocol):
         self.headers = ""
         self._buffer = b""
 
-    def handshake(self, path: str = "/ws", protocols: str | None = "transcribed.v1") -> None:
+    def handshake(self, path: str, protocols: str | None, origin: str | None) -> None:
         """Ask for a websocket."""
         lines = [
             f"GET {path} HTTP/1.1",
@@ -65,6 +67,8 @@ class RawClient(Protocol):
         ]
         if protocols is not None:
             lines.append(f"Sec-WebSocket-Protocol: {protocols}")
+        if origin is not None:
+            lines.append(f"Origin: {origin}")
         self.transport.write("\r\n".join([*lines, "", ""]).encode())
 
     def dataReceived(self, data: bytes) -> None:
@@ -135,13 +139,17 @@ class RawClient(Protocol):
 
 
 async def connect(
-    reactor: Any, endpoint: str, path: str = "/ws", protocols: str | None = "transcribed.v1"
+    reactor: Any,
+    endpoint: str,
+    path: str = "/ws",
+    protocols: str | None = "transcribed.v1",
+    origin: str | None = None,
 ) -> RawClient:
     """A connection whose handshake was answered, one way or another."""
     client: RawClient = await clientFromString(reactor, endpoint).connect(
         Factory.forProtocol(RawClient)
     )
-    client.handshake(path, protocols)
+    client.handshake(path, protocols, origin)
     return await client.opened
 
 

@@ -11,6 +11,10 @@ from typing import Any
 import numpy
 import soxr
 from twisted.internet import reactor
+from twisted.internet.abstract import FileDescriptor
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.protocol import Factory
 from twisted.trial.unittest import TestCase
 
 from tests.daemonprocess import DaemonProcess, submit
@@ -28,8 +32,9 @@ class Case(TestCase):
     def setUp(self) -> None:
         self.state = Path(self.mktemp())
         self.daemons: list[DaemonProcess] = []
+        self.addCleanup(self.end)
 
-    async def tearDown(self) -> None:
+    async def end(self) -> None:
         for daemon in self.daemons:
             await daemon.signal("KILL")
 
@@ -56,7 +61,8 @@ class DeliveryTests(Case):
         anna, bjorn = await daemon.greet("anna"), await daemon.greet("bjorn")
         for name, text in texts().items():
             audio = clip(name).tobytes()
-            loud = audio[len(audio) // 2 :][:64]
+            peak = int(numpy.abs(clip(name)).argmax())
+            loud = audio[2 * peak : 2 * peak + 64]
             self.assertGreater(len(set(loud)), 20)
             accepted = await submit(anna, name, audio, receiver="bjorn")
             self.assertEqual(accepted["seconds"], round(len(audio) / 32000, 3))
@@ -267,9 +273,6 @@ class RunningTests(Case):
 
     async def gone(self, pid: int) -> None:
         """Fires when the process has ended: by a file descriptor that becomes readable then."""
-        from twisted.internet.abstract import FileDescriptor
-        from twisted.internet.defer import Deferred
-
         try:
             descriptor = os.pidfd_open(pid)
         except ProcessLookupError:
@@ -303,13 +306,13 @@ class RunningTests(Case):
         await first.greet("anna")
 
     async def test_a_port_in_use(self) -> None:
-        from twisted.internet.protocol import Factory
-
-        port = reactor.listenTCP(0, Factory(), interface="127.0.0.1")
-        number = port.getHost().port
+        endpoint = serverFromString(reactor, "tcp:0:interface=127.0.0.1")
+        port = await endpoint.listen(Factory())
+        host: Any = port.getHost()
+        number = host.port
         daemon = self.start("--listen", f"tcp:{number}:interface=127.0.0.1", listen=False)
         await self.fails(daemon, f"tcp:{number}", "Address already in use")
-        await port.stopListening()
+        await maybeDeferred(port.stopListening)
 
     async def test_wrong_options(self) -> None:
         for options, words in (

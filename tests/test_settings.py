@@ -82,7 +82,7 @@ class SourceTests(SettingsTestCase):
     """Flags, file, and which wins."""
 
     FILE = """
-        listen = ["tcp:7000:interface=127.0.0.1", "unix:/run/t.sock"]
+        listen = ["tcp:7000:interface=127.0.0.1", "unix:/t:mode=600.sock"]
         state = "/var/lib/t"
         model = "org/name"
         workers = 3
@@ -93,7 +93,7 @@ class SourceTests(SettingsTestCase):
         max-queue = 7
     """
     FROM_FILE = Settings(
-        listen=("tcp:7000:interface=127.0.0.1", "unix:/run/t.sock"),
+        listen=("tcp:7000:interface=127.0.0.1", "unix:/t:mode=600.sock"),
         state=Path("/var/lib/t"),
         model="org/name",
         workers=3,
@@ -147,16 +147,18 @@ class SourceTests(SettingsTestCase):
         self.assertEqual(options.settings.ttl, 5.0)
 
     def test_listenRepeated(self) -> None:
-        first, second = "tcp:1:interface=127.0.0.1", "unix:/run/t"
+        first, second = "tcp:1:interface=127.0.0.1", "unix:/t:mode=600"
         self.assertEqual(self.parse("--listen", first, "--listen", second).listen, (first, second))
         # They replace what the file says, and are not added to it.
         self.assertEqual(self.parse("--listen", first, file=self.FILE).listen, (first,))
 
     def test_listenAsOneStringInTheFile(self) -> None:
-        self.assertEqual(self.parse(file='listen = "unix:/run/t"').listen, ("unix:/run/t",))
+        self.assertEqual(
+            self.parse(file='listen = "unix:/t:mode=600"').listen, ("unix:/t:mode=600",)
+        )
 
     def test_optionsAreNotShared(self) -> None:
-        self.parse("--listen", "unix:/run/t")
+        self.parse("--listen", "unix:/t:mode=600")
         self.assertEqual(self.parse().listen, ("tcp:6000:interface=127.0.0.1",))
 
     def test_nothingButOptions(self) -> None:
@@ -293,16 +295,17 @@ class ListenTests(SettingsTestCase):
             "tcp:6000:127.0.0.1",
             "tcp:port=6000:interface=127.0.0.1",
             "tcp:interface=127.0.0.1:port=6000:backlog=10",
-            "tcp4:0:interface=127.0.0.1",
             "tcp:65535:interface=127.0.0.1",
             "tcp6:6000:interface=\\:\\:1",
             "tcp:6000:interface=\\:\\:1",
-            "unix:/run/transcribed.sock",
             "unix:address=/run/transcribed.sock:mode=600",
             "systemd:domain=UNIX:index=0",
             "systemd:UNIX:name=transcribed",
         ):
             self.assertEqual(self.parse("--listen", endpoint).listen, (endpoint,))
+
+    def test_aUnixSocketIsNotForEverybody(self) -> None:
+        self.assertEqual(self.parse("--listen", "unix:/t").listen, ("unix:/t:mode=660",))
 
     def test_addressesThatOthersReach(self) -> None:
         for endpoint in (
@@ -357,8 +360,10 @@ class ListenTests(SettingsTestCase):
 
     def test_oneWrongAmongSeveral(self) -> None:
         wrong = "tcp:7:interface=0.0.0.0"
-        self.assertRefused("--listen=unix:/run/t", f"--listen={wrong}", says=(wrong, "loopback"))
-        self.assertInFileRefused("listen", f'["unix:/run/t", "{wrong}"]', wrong, "loopback")
+        self.assertRefused(
+            "--listen=unix:/t:mode=600", f"--listen={wrong}", says=(wrong, "loopback")
+        )
+        self.assertInFileRefused("listen", f'["unix:/t:mode=600", "{wrong}"]', wrong, "loopback")
 
     def test_isLoopback(self) -> None:
         for host in ("127.0.0.1", "127.1.2.3", "::1", "localhost", "::1%lo"):

@@ -78,7 +78,8 @@ class Case(TestCase):
         )
         self.daemon: Daemon | None = Daemon(settings, reactor, self.state, self.pool)
         self.daemon.startService()
-        self.port = self.daemon._ports[0].getHost().port
+        host: Any = self.daemon._ports[0].getHost()
+        self.port = host.port
         self.endpoint = f"tcp:127.0.0.1:{self.port}"
 
     async def stop(self) -> None:
@@ -131,6 +132,18 @@ class HandshakeTests(Case):
         await client.opened
         self.assertIn(" 101 ", client.status)
         self.assertNotIn("permessage-deflate", client.headers)
+
+    async def test_pages_of_other_hosts(self) -> None:
+        for origin, status in (
+            ("http://evil.example", 400),
+            ("null", 400),
+            ("http://127.0.0.1:6000", 101),
+            ("http://localhost", 101),
+        ):
+            client = await connect(reactor, self.endpoint, origin=origin)
+            self.assertIn(f" {status} ", client.status, origin)
+            client.transport.loseConnection()
+            await client.lost
 
     async def test_no_such_path(self) -> None:
         client = await connect(reactor, self.endpoint, path="/elsewhere")

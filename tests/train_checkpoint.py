@@ -56,7 +56,8 @@ def speak(text: str, voice: str, speed: int, pitch: int) -> numpy.ndarray:
         rate = reader.getframerate()
     # espeak-ng writes a placeholder length into the header of a piped WAV: the data starts at 44.
     samples = numpy.frombuffer(said[44 : len(said) // 2 * 2], "<i2")
-    return soxr.resample(samples.astype(numpy.float32) / 32768, rate, RATE)
+    resampled: numpy.ndarray = soxr.resample(samples.astype(numpy.float32) / 32768, rate, RATE)
+    return resampled
 
 
 def speak_all(texts: list[str], rng: random.Random) -> list[numpy.ndarray]:
@@ -200,7 +201,7 @@ def main() -> None:
     model.eval()
     clips = options.out / "clips"
     clips.mkdir(parents=True, exist_ok=True)
-    kept = {}
+    kept: dict[str, str] = {}
     for text, samples in zip(held_texts, held_speech, strict=True):
         if greedy(processor, model, samples) == text and len(kept) < 12:
             name = f"{len(kept) + 1:02d}.flac"

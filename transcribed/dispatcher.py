@@ -74,7 +74,7 @@ class Dispatcher:
             done: Deferred[None] = Deferred()
             work.addBoth(done.callback)
             waiting.append(done)
-        return gatherResults(waiting).addCallback(lambda _: None)
+        return gatherResults(waiting, consumeErrors=True).addCallback(lambda _: None)
 
     async def _transcribe(self, job: Job, window: Window) -> None:
         # The worker is taken before anything is waited for: `idle` must not promise it twice.

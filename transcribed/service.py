@@ -135,9 +135,10 @@ class Daemon(Service):
 
     def _listen(self, description: str) -> None:
         failures: list[Failure] = []
-        serverFromString(self._reactor, description).listen(self._site).addCallbacks(
-            self._ports.append, failures.append
-        )
+        # maybeDeferred: what is wrong with the description itself is raised at once.
+        maybeDeferred(
+            lambda: serverFromString(self._reactor, description).listen(self._site)
+        ).addCallbacks(self._ports.append, failures.append)
         reason = None
         if failures:
             error = failures[0].value

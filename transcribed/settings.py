@@ -103,7 +103,7 @@ def _endpoint(text: str) -> str:
     kind, *fields = re.split(r"(?<!\\):", text)
     named = dict(field.split("=", 1) for field in fields if "=" in field)
     plain = [field for field in fields if "=" not in field]
-    if kind in ("tcp", "tcp4", "tcp6"):
+    if kind in ("tcp", "tcp6"):
         _whole(named.get("port", plain[0] if plain else ""), 0, 65535)
         host = named.get("interface", plain[1] if len(plain) > 1 else "").replace("\\", "")
         if not is_loopback(host):
@@ -115,6 +115,9 @@ def _endpoint(text: str) -> str:
         raise WrongValue(
             "tcp:PORT:interface=127.0.0.1, tcp6:PORT:interface=\\:\\:1, unix:PATH, or systemd:…"
         )
+    if kind == "unix" and "mode" not in named:
+        # Twisted's own default would let everybody on the machine in.
+        return f"{text}:mode=660"
     return text
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
 from autobahn.websocket.types import ConnectionDeny, ConnectionRequest
 from twisted.internet.defer import Deferred, gatherResults
-from twisted.internet.interfaces import IPushProducer
+from twisted.internet.interfaces import IDelayedCall, IPushProducer
 from twisted.logger import Logger
 from zope.interface import implementer
 
@@ -49,6 +49,7 @@ class SessionProtocol(WebSocketServerProtocol, ISessionPeer):  # type: ignore[mi
 
     _log = Logger()
     _session: Session | None = None
+    closeHandshakeTimeoutCall: IDelayedCall | None
     factory: SessionFactory
 
     def onConnect(self, request: ConnectionRequest) -> str | None:
@@ -111,10 +112,10 @@ class SessionProtocol(WebSocketServerProtocol, ISessionPeer):  # type: ignore[mi
 
     def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
         """The connection is gone, whether it was ever open or not."""
-        if self.closeHandshakeTimeoutCall is not None:
-            # Autobahn lets it run on when the client just goes.
-            self.closeHandshakeTimeoutCall.cancel()
-            self.closeHandshakeTimeoutCall = None
+        # Autobahn lets it run on when the client just goes.
+        timeout, self.closeHandshakeTimeoutCall = self.closeHandshakeTimeoutCall, None
+        if timeout is not None:
+            timeout.cancel()
         if self in self.factory.connections:
             self.factory.connections.remove(self)
             self.gone.callback(None)
@@ -176,6 +177,14 @@ class SessionFactory(WebSocketServerFactory):  # type: ignore[misc]
             autoPingInterval=PING_SECONDS,
             autoPingTimeout=PING_SECONDS,
             tcpNoDelay=True,
+            # Browsers say which page asks, and while clients need no credentials, any page that is
+            # open on this machine could ask. Other programs mostly send no Origin.
+            allowedOrigins=[
+                f"{scheme}://{host}:*"
+                for scheme in ("http", "https")
+                for host in ("localhost", "127.0.0.1", "[::1]")
+            ],
+            allowNullOrigin=False,
         )
 
     def close_all(self) -> Deferred[None]:

@@ -271,6 +271,7 @@ class SubmitTests(Case):
         for party in (self.anna, self.bjorn):
             status = party.ask(type="status", id="m1", owner="anna")
             self.assertEqual((status["state"], status["seconds"]), ("uploading", 1.0))
+            self.assertError(party.ask(type="ack", id="m1", owner="anna"), "not-fetched")
             (listed,) = party.ask(type="list")["transcripts"]
             self.assertEqual(listed["state"], "uploading")
         self.assertError(self.eva.ask(type="status", id="m1", owner="anna"), "unknown-id")

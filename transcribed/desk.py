@@ -19,6 +19,7 @@ from transcribed.errors import (
     Busy,
     Failed,
     Gone,
+    NotFetched,
     TooLong,
     TranscribedError,
     UnknownId,
@@ -336,7 +337,12 @@ class Desk:
 
         Raises :exc:`UnknownId`, :exc:`NotFetched`, or :exc:`Gone`.
         """
-        change = await self.store.acknowledge(owner, id, party, self.now())
+        try:
+            change = await self.store.acknowledge(owner, id, party, self.now())
+        except UnknownId:
+            if self._uploading(owner, id, party) is None:
+                raise
+            raise NotFetched from None
         if change.after.state in ENDED:
             await self._spool.drop(change.after.key)
         self._moved(change.before, change.after)

@@ -19,7 +19,7 @@ from twisted.internet.utils import getProcessOutputAndValue
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from tests.fakeserver import FakeDaemon
-from transcribed import cli, errors
+from transcribed import cli, errors, task
 from transcribed.client import Unreachable
 from transcribed.terminal import Terminal, explain, perform
 
@@ -87,7 +87,7 @@ class TestCommands(_WithDaemon):
 
     async def test_send(self) -> None:
         output = await self.check(
-            cli.OK, "send", self.file, "--to", "bjorn", "--ttl", "60", "--language", "sv"
+            task.OK, "send", self.file, "--to", "bjorn", "--ttl", "60", "--language", "sv"
         )
         (kept,) = self.daemon.kept.values()
         self.assertEqual(output, kept.message["id"] + "\n")
@@ -97,22 +97,22 @@ class TestCommands(_WithDaemon):
         sent = {name: kept.message[name] for name in ("receiver", "ttl", "language", "rate")}
         expected = {"receiver": "bjorn", "ttl": 60.0, "language": "sv", "rate": 16000}
         self.assertEqual(sent, expected)
-        other = await self.check(cli.OK, "send", self.file)
+        other = await self.check(task.OK, "send", self.file)
         self.assertNotEqual(other, output)
 
     async def test_send_with_id_may_be_repeated(self) -> None:
         for _ in range(2):
-            self.assertEqual(await self.check(cli.OK, "send", self.file, "--id", "m1"), "m1\n")
+            self.assertEqual(await self.check(task.OK, "send", self.file, "--id", "m1"), "m1\n")
         self.daemon.refusals["submit"] = [{"code": "id-taken"}]
-        await self.check(cli.REFUSED, "send", self.file, "--id", "m1")
+        await self.check(task.REFUSED, "send", self.file, "--id", "m1")
         self.assertEqual(self.err.getvalue(), "transcribe: id-taken: because\n")
 
     async def test_send_and_wait(self) -> None:
         self.daemon.texts["m1"] = "hej på dig"
-        output = await self.check(cli.OK, "send", self.file, "--id", "m1", "--wait")
+        output = await self.check(task.OK, "send", self.file, "--id", "m1", "--wait")
         self.assertEqual(output, "m1\nhej på dig\n")
         self.assertTrue(self.daemon.kept["m1"].acked)
-        await self.check(cli.OK, "--json", "send", self.file, "--id", "m1", "--wait")
+        await self.check(task.OK, "--json", "send", self.file, "--id", "m1", "--wait")
         accepted, transcript = map(json.loads, self.out.getvalue().splitlines())
         self.assertEqual((accepted["type"], accepted["id"]), ("accepted", "m1"))
         self.assertEqual((transcript["type"], transcript["text"]), ("transcript", "hej på dig"))
@@ -120,69 +120,69 @@ class TestCommands(_WithDaemon):
 
     async def test_cut_while_sending(self) -> None:
         self.daemon.cuts = ["frame", "end"]
-        self.assertEqual(await self.check(cli.OK, "send", self.file, "--id", "m1"), "m1\n")
+        self.assertEqual(await self.check(task.OK, "send", self.file, "--id", "m1"), "m1\n")
         self.assertEqual(len(self.daemon.sessions), 3)
 
     async def test_fetch(self) -> None:
         self.daemon.texts["m1"] = "hej"
-        await self.check(cli.OK, "send", self.file, "--id", "m1")
-        self.assertEqual(await self.check(cli.OK, "fetch", "m1", "--no-ack"), "hej\n")
+        await self.check(task.OK, "send", self.file, "--id", "m1")
+        self.assertEqual(await self.check(task.OK, "fetch", "m1", "--no-ack"), "hej\n")
         self.assertFalse(self.daemon.kept["m1"].acked)
-        self.assertEqual(await self.check(cli.OK, "fetch", "m1", "--owner", "bjorn"), "hej\n")
+        self.assertEqual(await self.check(task.OK, "fetch", "m1", "--owner", "bjorn"), "hej\n")
         self.assertTrue(self.daemon.kept["m1"].acked)
         fetch, ack = [message for _, message in self.daemon.requests[-2:]]
         self.assertEqual((fetch["owner"], ack["owner"]), ("bjorn", "bjorn"))
 
     async def test_fetch_waits(self) -> None:
-        await self.check(cli.OK, "send", self.file, "--id", "m1")
+        await self.check(task.OK, "send", self.file, "--id", "m1")
         arrived = self.daemon.when("fetch")
         arrived.addCallback(lambda _: self.daemon.finish("m1", "hej"))
-        self.assertEqual(await self.check(cli.OK, "fetch", "m1"), "hej\n")
+        self.assertEqual(await self.check(task.OK, "fetch", "m1"), "hej\n")
 
     async def test_not_ready(self) -> None:
-        await self.check(cli.OK, "send", self.file, "--id", "m1")
-        self.assertEqual(await self.check(cli.NOT_NOW, "fetch", "m1", "--no-wait"), "")
+        await self.check(task.OK, "send", self.file, "--id", "m1")
+        self.assertEqual(await self.check(task.NOT_NOW, "fetch", "m1", "--no-wait"), "")
         self.assertEqual(self.err.getvalue(), "transcribe: m1 is not ready: queued, 25%\n")
-        output = await self.check(cli.NOT_NOW, "fetch", "m1", "--no-wait", "--json")
+        output = await self.check(task.NOT_NOW, "fetch", "m1", "--no-wait", "--json")
         self.assertEqual(json.loads(output)["state"], "queued")
 
     async def test_no_text(self) -> None:
-        await self.check(cli.NO_TEXT, "fetch", "m1")
+        await self.check(task.NO_TEXT, "fetch", "m1")
         self.assertEqual(self.err.getvalue(), "transcribe: unknown-id: not there\n")
-        await self.check(cli.OK, "send", self.file, "--id", "m1")
+        await self.check(task.OK, "send", self.file, "--id", "m1")
         self.daemon.kept["m1"].failed = "it is\nnoise"
-        await self.check(cli.NO_TEXT, "fetch", "m1")
+        await self.check(task.NO_TEXT, "fetch", "m1")
         self.assertEqual(self.err.getvalue(), "transcribe: failed: it is noise\n")
-        await self.check(cli.OK, "cancel", "m1")
-        await self.check(cli.NO_TEXT, "status", "m1")
+        await self.check(task.OK, "cancel", "m1")
+        await self.check(task.NO_TEXT, "status", "m1")
 
     async def test_not_acked_when_not_written(self) -> None:
         self.daemon.texts["m1"] = "hej"
-        await self.check(cli.OK, "send", self.file, "--id", "m1")
+        await self.check(task.OK, "send", self.file, "--id", "m1")
         self.out = _Full()
-        await self.check(cli.UNFORESEEN, "fetch", "m1")
+        await self.check(task.UNFORESEEN, "fetch", "m1")
         self.assertIn("No space left", self.err.getvalue())
         self.assertNotIn("ack", self.daemon.types())
 
     async def test_ack_after_cut(self) -> None:
         self.daemon.texts["m1"] = "hej"
-        await self.check(cli.OK, "send", self.file, "--id", "m1")
+        await self.check(task.OK, "send", self.file, "--id", "m1")
         self.daemon.cuts = ["ack"]
-        self.assertEqual(await self.check(cli.OK, "fetch", "m1"), "hej\n")
+        self.assertEqual(await self.check(task.OK, "fetch", "m1"), "hej\n")
         self.assertTrue(self.daemon.kept["m1"].acked)
 
     async def test_status_and_list(self) -> None:
-        await self.check(cli.OK, "send", self.file, "--id", "m1", "--to", "bjorn")
+        await self.check(task.OK, "send", self.file, "--id", "m1", "--to", "bjorn")
         row = "m1\tanna\tbjorn\tqueued\t0.25\t1.50\t2030-01-01T00:00:00Z\n"
-        self.assertEqual(await self.check(cli.OK, "status", "m1"), row)
-        self.assertEqual(await self.check(cli.OK, "list"), row)
+        self.assertEqual(await self.check(task.OK, "status", "m1"), row)
+        self.assertEqual(await self.check(task.OK, "list"), row)
         for command in (["status", "m1"], ["list"]):
-            found = json.loads(await self.check(cli.OK, *command, "--json"))
+            found = json.loads(await self.check(task.OK, *command, "--json"))
             self.assertEqual((found["id"], found["progress"]), ("m1", 0.25))
 
     async def test_watch(self) -> None:
         """Until the daemon is gone for good."""
-        await self.check(cli.OK, "send", self.file, "--id", "m1")
+        await self.check(task.OK, "send", self.file, "--id", "m1")
 
         async def go() -> None:
             await self.daemon.when("subscribe")
@@ -192,42 +192,42 @@ class TestCommands(_WithDaemon):
             self.daemon.watchers[0].sendClose(1000)
 
         going = Deferred.fromCoroutine(go())
-        output = await self.check(cli.UNREACHABLE, "watch")
+        output = await self.check(task.UNREACHABLE, "watch")
         await going
         rows = ["m1\tanna\tanna\ttranscribing\t0.25", "m1\tanna\tanna\tready\t0.25"]
         self.assertEqual(output.splitlines(), rows)
 
     async def test_cancel(self) -> None:
-        await self.check(cli.OK, "send", self.file, "--id", "m1")
-        self.assertEqual(await self.check(cli.OK, "cancel", "m1"), "")
+        await self.check(task.OK, "send", self.file, "--id", "m1")
+        self.assertEqual(await self.check(task.OK, "cancel", "m1"), "")
         self.assertTrue(self.daemon.kept["m1"].gone)
 
     async def test_warning(self) -> None:
         self.daemon.warning = "a fallback model"
-        await self.check(cli.OK, "list")
+        await self.check(task.OK, "list")
         self.assertEqual(self.err.getvalue(), "transcribe: the daemon warns: a fallback model\n")
 
     async def test_token(self) -> None:
         path = self.mktemp()
         with open(path, "w") as file:
             file.write("from the file\n")
-        await self.check(cli.OK, "list", "--token-file", path)
+        await self.check(task.OK, "list", "--token-file", path)
         self.assertEqual(self.daemon.requests[-2][1]["token"], "from the file")
         os.environ["TRANSCRIBE_TOKEN"] = "from the environment"
-        await self.check(cli.OK, "list", "--as", "bjorn")
+        await self.check(task.OK, "list", "--as", "bjorn")
         hello = self.daemon.requests[-2][1]
         self.assertEqual((hello["token"], hello["party"]), ("from the environment", "bjorn"))
-        await self.check(cli.USAGE, "list", "--token-file", "/nope")
+        await self.check(task.USAGE, "list", "--token-file", "/nope")
 
     async def test_refused(self) -> None:
         self.daemon.refusals["hello"] = [{"code": "unauthenticated"}]
-        await self.check(cli.REFUSED, "list")
+        await self.check(task.REFUSED, "list")
         self.daemon.refusals["submit"] = [{"code": "busy", "retry_after": 7}]
-        await self.check(cli.NOT_NOW, "send", self.file)
+        await self.check(task.NOT_NOW, "send", self.file)
         self.assertEqual(self.err.getvalue(), "transcribe: busy: because (try again in 7 s)\n")
 
     async def test_unreadable(self) -> None:
-        await self.check(cli.UNREADABLE, "send", "/nope")
+        await self.check(task.UNREADABLE, "send", "/nope")
         self.assertEqual(self.daemon.sessions, [])
 
     async def test_usage(self) -> None:
@@ -241,22 +241,22 @@ class TestCommands(_WithDaemon):
             ["list", "--url", self.url.replace("ws", "wss", 1), "--cafile", "/nope"],
             [],
         ):
-            await self.check(cli.USAGE, *wrong)
+            await self.check(task.USAGE, *wrong)
 
     async def test_unreachable(self) -> None:
-        await self.check(cli.UNREACHABLE, "list", "--url", NO_DAEMON)
+        await self.check(task.UNREACHABLE, "list", "--url", NO_DAEMON)
 
     async def test_bar(self) -> None:
         """On a terminal there is a bar, and nothing is left of it."""
         self.err = _Terminal()
-        await self.check(cli.OK, "send", self.file, "--id", "m1")
+        await self.check(task.OK, "send", self.file, "--id", "m1")
         self.assertIn("MB sent", self.err.getvalue())
         looked = self.daemon.when("status")
         looked.addCallback(lambda _: self.daemon.finish("m1", "hej"))
-        await self.check(cli.OK, "fetch", "m1")
+        await self.check(task.OK, "fetch", "m1")
         self.assertTrue(self.err.getvalue().endswith("\r\x1b[K"))
         self.assertIn("25%  m1: queued", self.err.getvalue())
-        await self.check(cli.OK, "fetch", "m1", "--quiet")
+        await self.check(task.OK, "fetch", "m1", "--quiet")
         self.assertEqual(self.err.getvalue(), "")
 
 
@@ -265,18 +265,18 @@ class TestExplanations(SynchronousTestCase):
 
     def test_codes(self) -> None:
         expected = {
-            Unreachable("x"): cli.UNREACHABLE,
-            errors.UnknownId(): cli.NO_TEXT,
-            errors.Gone("x"): cli.NO_TEXT,
-            errors.Failed("x"): cli.NO_TEXT,
-            errors.Busy("x", 1.5): cli.NOT_NOW,
-            errors.IdTaken(): cli.REFUSED,
-            errors.TranscribedError("x"): cli.REFUSED,
-            ValueError("a mistake of ours"): cli.UNFORESEEN,
+            Unreachable("x"): task.UNREACHABLE,
+            errors.UnknownId(): task.NO_TEXT,
+            errors.Gone("x"): task.NO_TEXT,
+            errors.Failed("x"): task.NO_TEXT,
+            errors.Busy("x", 1.5): task.NOT_NOW,
+            errors.IdTaken(): task.REFUSED,
+            errors.TranscribedError("x"): task.REFUSED,
+            ValueError("a mistake of ours"): task.UNFORESEEN,
         }
         for error, code in expected.items():
             self.assertEqual(explain(error)[0], code)
-            self.assertIn(code, cli.EXIT_CODES)
+            self.assertIn(code, task.EXIT_CODES)
 
 
 class _Child(ProcessProtocol):
@@ -316,14 +316,14 @@ class TestProcess(_WithDaemon):
 
     async def test_failures(self) -> None:
         _, err, code = await self.execute("list")
-        self.assertEqual((code, err.count("\n")), (cli.UNREACHABLE, 1))
+        self.assertEqual((code, err.count("\n")), (task.UNREACHABLE, 1))
         _, err, code = await self.execute("send", "/nope")
-        self.assertEqual((code, err.count("\n")), (cli.UNREADABLE, 1))
+        self.assertEqual((code, err.count("\n")), (task.UNREADABLE, 1))
 
     async def test_help(self) -> None:
         out, _, code = await self.execute("--help")
         self.assertEqual(code, 0)
-        for status, meaning in cli.EXIT_CODES.items():
+        for status, meaning in task.EXIT_CODES.items():
             self.assertIn(f"{status:<4} {meaning}", out)
 
     async def test_starts_light(self) -> None:
@@ -336,7 +336,7 @@ class TestProcess(_WithDaemon):
         self.assertEqual(out, b"[]\n")
 
     async def test_interrupted(self) -> None:
-        await self.check(cli.OK, "send", self.file, "--id", "m1")
+        await self.check(task.OK, "send", self.file, "--id", "m1")
         for number, arguments, seen in (
             (signal.SIGINT, ["watch"], "subscribe"),
             (signal.SIGTERM, ["fetch", "m1"], "fetch"),
@@ -356,7 +356,7 @@ class TestProcess(_WithDaemon):
     async def test_output_that_is_gone(self) -> None:
         """Nobody reads the text: it is not acked."""
         self.daemon.texts["m1"] = "hej"
-        await self.check(cli.OK, "send", self.file, "--id", "m1")
+        await self.check(task.OK, "send", self.file, "--id", "m1")
         child = _Child()
         command = [sys.executable, "-c", _MAIN, "fetch", "m1", "--url", self.url]
         reading, writing = os.pipe()
@@ -369,7 +369,7 @@ class TestProcess(_WithDaemon):
             childFDs={0: "w", 1: writing, 2: "r"},
         )
         os.close(writing)
-        self.assertEqual(await child.ended, cli.UNFORESEEN)
+        self.assertEqual(await child.ended, task.UNFORESEEN)
         self.assertEqual(child.err.count(b"\n"), 1, child.err)
         self.assertNotIn("ack", self.daemon.types())
 
@@ -388,4 +388,4 @@ class TestListener(_WithDaemon):
         port = await endpoint.listen(Factory.forProtocol(Rude))
         self.addCleanup(port.stopListening)
         url = f"ws://127.0.0.1:{port.getHost().port}/ws"
-        await self.check(cli.UNREACHABLE, "list", "--url", url)
+        await self.check(task.UNREACHABLE, "list", "--url", url)

@@ -70,37 +70,34 @@ def acked(transcript: Transcript) -> wire.Acked:
     )
 
 
+class _Standing(_Name):
+    state: str
+    progress: float
+    seconds: float
+    given: wire.Given
+    expires: str
+
+
+def _standing(view: View) -> _Standing:
+    transcript = view.transcript
+    return {
+        **_name(transcript),
+        "state": transcript.state.value,
+        "progress": view.progress,
+        "seconds": transcript.seconds,
+        "given": _given(transcript),
+        "expires": wire.timestamp(transcript.expires),
+    }
+
+
 def status(view: View) -> wire.Status:
     """How a transcript stands."""
-    transcript = view.transcript
-    return wire.Status(
-        **_name(transcript),
-        state=transcript.state.value,
-        progress=view.progress,
-        seconds=transcript.seconds,
-        given=_given(transcript),
-        expires=wire.timestamp(transcript.expires),
-    )
+    return wire.Status(**_standing(view))
 
 
 def listing(views: list[View]) -> wire.Listing:
     """How several stand."""
-    statuses = (status(view) for view in views)
-    return wire.Listing(
-        transcripts=[
-            wire.Listed(
-                id=s.id,
-                owner=s.owner,
-                receiver=s.receiver,
-                state=s.state,
-                progress=s.progress,
-                seconds=s.seconds,
-                given=s.given,
-                expires=s.expires,
-            )
-            for s in statuses
-        ]
-    )
+    return wire.Listing(transcripts=[wire.Listed(**_standing(view)) for view in views])
 
 
 def event(transcript: Transcript, progress: float) -> wire.Event:

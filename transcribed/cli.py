@@ -7,13 +7,24 @@ import os
 import re
 import sys
 import uuid
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
 from transcribed import __version__
+from transcribed.task import (
+    EXIT_CODES,
+    INTERRUPTED,
+    NOT_NOW,
+    OK,
+    UNFORESEEN,
+    UNREADABLE,
+    USAGE,
+    Common,
+    Job,
+    Task,
+)
 
 # Twisted, Autobahn and FFmpeg take most of a second: --help and a typing error need none of them.
 if TYPE_CHECKING:
@@ -21,53 +32,6 @@ if TYPE_CHECKING:
     from transcribed.terminal import Terminal
 
 DEFAULT_URL = "ws://127.0.0.1:6000/ws"
-
-OK = 0
-UNFORESEEN = 1
-USAGE = 2
-UNREACHABLE = 3
-REFUSED = 4
-UNREADABLE = 5
-NO_TEXT = 6
-NOT_NOW = 7
-INTERRUPTED = 130
-
-EXIT_CODES = {
-    OK: "done",
-    UNFORESEEN: "the output could not be written, or something unforeseen",
-    USAGE: "wrong usage",
-    UNREACHABLE: "the daemon cannot be reached, or the connection broke for good",
-    REFUSED: "the daemon refused; its code and reason are on stderr",
-    UNREADABLE: "the file cannot be read or decoded",
-    NO_TEXT: "no such transcript: unknown, gone (deleted, expired, cancelled) or failed",
-    NOT_NOW: "try again later: not ready yet (fetch --no-wait), or the daemon is busy",
-    INTERRUPTED: "interrupted (Ctrl-C)",
-}
-"""What the command's exit status says."""
-
-Job = Callable[["Client", "Terminal"], Awaitable[int]]
-"""The conversation of one command; its result is the exit status."""
-
-
-@dataclass(frozen=True)
-class Common:
-    """What all commands need to know."""
-
-    url: str
-    party: str
-    token: str | None
-    cafile: str | None
-    json: bool
-    quiet: bool
-
-
-@dataclass(frozen=True)
-class Task:
-    """A command that was understood: the job to run and how to reach the daemon."""
-
-    common: Common
-    job: Job
-
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 

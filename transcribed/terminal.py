@@ -15,8 +15,20 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import LoopingCall
 from twisted.logger import globalLogBeginner
 
-from transcribed import cli, errors
+from transcribed import errors
 from transcribed.client import Client, Event, Status, Unreachable
+from transcribed.task import (
+    INTERRUPTED,
+    NO_TEXT,
+    NOT_NOW,
+    REFUSED,
+    UNFORESEEN,
+    UNREACHABLE,
+    UNREADABLE,
+    USAGE,
+    Common,
+    Task,
+)
 
 POLL = 1.0
 """Seconds between two looks at how a transcription goes."""
@@ -36,7 +48,7 @@ class Terminal:
     :param clock: for the bar's rate.
     """
 
-    def __init__(self, common: cli.Common, out: BinaryIO, err: TextIO, clock: Any) -> None:
+    def __init__(self, common: Common, out: BinaryIO, err: TextIO, clock: Any) -> None:
         self._json = common.json
         self._quiet = common.quiet
         self._out = out
@@ -173,7 +185,7 @@ def _sync(out: BinaryIO) -> None:
         return
 
 
-async def perform(task: cli.Task, reactor: Any, terminal: Terminal, **options: Any) -> int:
+async def perform(task: Task, reactor: Any, terminal: Terminal, **options: Any) -> int:
     """Runs a task to its exit status; all that goes wrong is one line on stderr.
 
     :param options: more of :class:`~transcribed.client.Client`'s.
@@ -190,14 +202,14 @@ async def perform(task: cli.Task, reactor: Any, terminal: Terminal, **options: A
         )
     except OSError as e:
         terminal.warn(f"{common.cafile} cannot be read: {e.strerror}")
-        return cli.USAGE
+        return USAGE
     except ValueError as e:
         terminal.warn(str(e))
-        return cli.USAGE
+        return USAGE
     try:
         return await task.job(client, terminal)
     except CancelledError:
-        return cli.INTERRUPTED
+        return INTERRUPTED
     except Exception as e:
         code, words = explain(e)
         terminal.warn(words)
@@ -213,21 +225,21 @@ def explain(error: Exception) -> tuple[int, str]:
 
     if isinstance(error, errors.Busy):
         after = f"try again in {error.retry_after:g} s"
-        return cli.NOT_NOW, f"{error.code}: {error.reason} ({after})"
+        return NOT_NOW, f"{error.code}: {error.reason} ({after})"
     if isinstance(error, errors.Gone | errors.Failed | errors.UnknownId):
-        return cli.NO_TEXT, f"{error.code}: {error.reason}"
+        return NO_TEXT, f"{error.code}: {error.reason}"
     if isinstance(error, errors.TranscribedError):
-        return cli.REFUSED, f"{error.code}: {error.reason}"
+        return REFUSED, f"{error.code}: {error.reason}"
     if isinstance(error, Unreachable):
-        return cli.UNREACHABLE, str(error)
+        return UNREACHABLE, str(error)
     if isinstance(error, UnreadableFile):
-        return cli.UNREADABLE, str(error)
+        return UNREADABLE, str(error)
     if isinstance(error, OutputFailed):
-        return cli.UNFORESEEN, str(error)
-    return cli.UNFORESEEN, f"unforeseen: {type(error).__name__}: {error}"
+        return UNFORESEEN, str(error)
+    return UNFORESEEN, f"unforeseen: {type(error).__name__}: {error}"
 
 
-def run(task: cli.Task) -> int:
+def run(task: Task) -> int:
     """Runs a task in a reactor of its own, until it is done or interrupted."""
     from twisted.internet import reactor as installed
 
@@ -251,7 +263,7 @@ def run(task: cli.Task) -> int:
         done.addBoth(finished)
 
     def finished(code: object) -> None:
-        codes.append(code if isinstance(code, int) else cli.UNFORESEEN)
+        codes.append(code if isinstance(code, int) else UNFORESEEN)
         reactor.stop()
 
     reactor.callWhenRunning(start)

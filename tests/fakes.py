@@ -209,7 +209,7 @@ class House:
 
     def open(self) -> None:
         """Start, or start again after whatever happened, with what is on disk."""
-        self.spool = ImmediateSpool(self.directory)
+        self.spool = self.make_spool()
         self.scheduler = Scheduler(self.max_queue)
         self.desk = Desk(self.terms, self.store, self.spool, self.scheduler, self.pool, self.clock)
         self.dispatcher = Dispatcher(
@@ -231,6 +231,10 @@ class House:
         """Somebody new on the line; None says no hello."""
         return Party(self, name)
 
+    def make_spool(self) -> ImmediateSpool:
+        """The disk."""
+        return ImmediateSpool(self.directory)
+
     def purge(self) -> None:
         """The purge comes by."""
-        Deferred.fromCoroutine(self.desk.purge())
+        Deferred.fromCoroutine(self.desk.keep_house())

@@ -251,6 +251,61 @@ class SubmitTests(Case):
             self.assertError(self.anna.ask(type="status", id=id), "unknown-id")
         self.assertEqual(self.house.spool.names(), [])
 
+    def test_a_bad_submit_is_swallowed_too(self) -> None:
+        for wrong in (
+            {"rate": 4000},
+            {"channels": 9},
+            {"ttl": 0},
+            {"receiver": 5},
+            {"language": ""},
+            {"id": "no spaces"},
+            {"id": 5},
+        ):
+            message = {"type": "submit", "id": "m1", "ref": "s", **wrong}
+            self.anna.say(**message)
+            self.assertError(answer := self.anna.heard(), "bad-message")
+            self.assertEqual(answer["ref"], "s")
+            for _ in range(20):
+                self.anna.sound(SECOND)
+            self.anna.say(type="end", id=message["id"])
+            self.assertEqual(self.anna.sent, [], wrong)
+            self.assertError(self.anna.ask(type="end", id="m1"), "bad-message")
+            self.assertEqual(self.anna.submit("m1")["type"], "accepted")
+        self.assertIsNone(self.anna.closed)
+
+    def test_a_bad_second_submit_ends_both(self) -> None:
+        self.anna.say(type="submit", id="m1")
+        self.anna.sound(SECOND)
+        self.assertError(self.anna.ask(type="submit", id="m2", rate=1), "bad-message")
+        self.anna.sound(SECOND)
+        self.anna.say(type="end", id="m1")
+        self.anna.say(type="end", id="m2")
+        self.assertEqual(self.anna.sent, [])
+        self.assertEqual(self.house.spool.names(), [])
+        self.assertEqual(self.anna.submit("m3")["type"], "accepted")
+
+    def test_a_bad_submit_after_a_refused_one(self) -> None:
+        self.anna.ask(type="submit", id="m1", language="xx")
+        self.assertError(self.anna.ask(type="submit", id="m2", rate=1), "bad-message")
+        self.anna.sound(SECOND)
+        self.anna.say(type="end", id="m2")
+        self.assertEqual(self.anna.sent, [])
+        self.assertError(self.anna.ask(type="end", id="m1"), "bad-message")
+
+    def test_a_bad_end_ends_the_upload(self) -> None:
+        self.anna.say(type="submit", id="m1")
+        self.anna.sound(SECOND)
+        answer = self.anna.ask(type="end", id="m1", sha256=5, ref="e")
+        self.assertError(answer, "bad-message")
+        self.assertEqual((answer["ref"], answer["id"]), ("e", "m1"))
+        self.assertEqual(self.house.spool.names(), [])
+        self.assertEqual(self.anna.submit("m1")["type"], "accepted")
+
+    def test_a_bad_end_of_a_refused_upload(self) -> None:
+        self.anna.ask(type="submit", id="m1", language="xx")
+        self.anna.say(type="end", id="m1", sha256=5)
+        self.assertEqual(self.anna.sent, [])
+
     def test_end_with_another_id(self) -> None:
         self.anna.say(type="submit", id="m1")
         self.anna.sound(SECOND)

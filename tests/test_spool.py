@@ -346,14 +346,22 @@ class TextTests(SpoolTestCase):
     """The text."""
 
     def test_roundTrip(self) -> None:
+        self.kept("k1")
         for text in (TEXT, Transcription("", []), Transcription("\0\n\U0001f600", [])):
             self.successResultOf(self.spool.keep_text("k1", text))
             self.assertEqual(self.successResultOf(self.spool.read_text("k1")), text)
+
+    def test_aDeletedRecordingGetsNone(self) -> None:
+        self.kept("k1")
+        self.successResultOf(self.spool.drop("k1"))
+        self.successResultOf(self.spool.keep_text("k1", TEXT))
+        self.assertEqual(self.files(), [])
 
     def test_missing(self) -> None:
         self.assertIs(self.successResultOf(self.spool.read_text("k1")), None)
 
     def test_syncsTheFileThenTheDirectory(self) -> None:
+        self.kept("k1")
         synced: list[str] = []
         sizes: list[int] = []
 

@@ -21,7 +21,7 @@ from transcribed.errors import Gone, IdTaken, NotFetched, UnknownId
 from transcribed.storage import sqlite
 from transcribed.storage._base import COLUMNS, SQLStore
 from transcribed.storage.sqlite import SQLiteStore
-from transcribed.transcript import ENDED, FINISHED, Sides, State, Transcript
+from transcribed.transcript import ENDED, FINISHED, Change, Sides, State, Transcript
 
 T = TypeVar("T")
 
@@ -64,7 +64,7 @@ class StoreTestCase(SynchronousTestCase):
         self.accept(key, **fields)
         ready = self.successResultOf(self.store.finish(key, "base"))
         assert ready is not None
-        return ready
+        return ready.after
 
     def take(self, party: str, owner: str = "anna", id: str = "m1", now: float = NOW) -> Transcript:
         """Fetch and ack."""
@@ -312,17 +312,19 @@ class AdvanceTests(StoreTestCase):
 
     def test_onTheWay(self) -> None:
         t = self.accept()
-        begun = self.successResultOf(self.store.begin("k1"))
-        self.assertEqual(begun, replace(t, state=State.TRANSCRIBING))
-        self.assertEqual(self.successResultOf(self.store.begin("k1")), begun)
-        finished = self.successResultOf(self.store.finish("k1", "base"))
-        self.assertEqual(finished, replace(t, state=State.READY, model="base"))
+        begun = replace(t, state=State.TRANSCRIBING)
+        self.assertEqual(self.successResultOf(self.store.begin("k1")), Change(t, begun))
+        self.assertEqual(self.successResultOf(self.store.begin("k1")), Change(begun, begun))
+        finished = replace(t, state=State.READY, model="base")
+        change = self.successResultOf(self.store.finish("k1", "base"))
+        self.assertEqual(change, Change(begun, finished))
         self.assertEqual(self.stored(), finished)
 
     def test_fail(self) -> None:
         t = self.accept()
-        failed = self.successResultOf(self.store.fail("k1", "the worker died"))
-        self.assertEqual(failed, replace(t, state=State.FAILED, reason="the worker died"))
+        failed = replace(t, state=State.FAILED, reason="the worker died")
+        change = self.successResultOf(self.store.fail("k1", "the worker died"))
+        self.assertEqual(change, Change(t, failed))
         self.assertEqual(self.stored(), failed)
 
     def test_notWantedAnyMore(self) -> None:
@@ -334,7 +336,8 @@ class AdvanceTests(StoreTestCase):
                 self.store.finish(key, "other"),
                 self.store.fail(key, "late"),
             ):
-                self.assertIs(self.successResultOf(answer), None)
+                expected = None if state in ENDED else Change(t, t)
+                self.assertEqual(self.successResultOf(answer), expected)
             self.assertEqual(self.stored(key), t)
         self.assertIs(self.successResultOf(self.store.finish("nothing", "base")), None)
 

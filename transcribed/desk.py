@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred, DeferredList, gatherResults
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
@@ -31,6 +31,8 @@ from transcribed.scheduler import Job, Scheduler
 from transcribed.transcript import ENDED, UNFINISHED, State, Transcript
 from transcribed.wire import MAX_RATE, SAMPLE_BYTES, Submit
 
+RETRY_TAKING_UP = 30.0
+"""Seconds until what an earlier daemon left, and could not be taken up, is tried again."""
 RETRY_SHUTDOWN = 5.0
 """Seconds after which a client may try again when the daemon was stopping."""
 
@@ -98,6 +100,7 @@ class Upload:
         refused: Callable[[TranscribedError], None],
     ) -> None:
         self.settled: Deferred[None] | None = None
+        self._over = False
         self._desk = desk
         self._draft = draft
         self._intake = intake
@@ -108,28 +111,44 @@ class Upload:
 
     @property
     def transcript(self) -> Transcript:
-        """What is known of it so far."""
-        return replace(self._draft, frames=self._intake.size // self._frame_bytes)
+        """What is known of it so far. Its time begins when it is accepted."""
+        now = self._desk.now()
+        return replace(
+            self._draft,
+            frames=self._intake.size // self._frame_bytes,
+            created=now,
+            expires=now + self._draft.expires - self._draft.created,
+        )
 
     def write(self, data: bytes) -> None:
         """More audio; raises :exc:`TooLong` or :exc:`Busy`."""
         try:
             if self._intake.size + len(data) > self._limit:
-                raise TooLong(f"more than {self._desk.terms.max_seconds:g} seconds of audio")
+                raise TooLong(
+                    f"more audio than {self._limit} bytes, "
+                    f"{self._limit / self._frame_bytes / self._draft.rate:g} seconds"
+                )
             self._intake.write(data)
         except BaseException:
             self.discard()
             raise
 
     def discard(self) -> None:
-        """Leave nothing of it."""
-        self._intake.discard()
-        self._desk._upload_over(self)
+        """Leave nothing of it; does nothing where it is over already."""
+        if not self._over:
+            try:
+                self._intake.discard()
+            finally:
+                self._end()
 
     def cancel(self) -> None:
         """The owner has cancelled it on another connection."""
         self.discard()
         self._refused(Gone("the upload was cancelled"))
+
+    def _end(self) -> None:
+        self._over = True
+        self._desk._upload_over(self)
 
     async def finish(self, sha256: str | None) -> Transcript:
         """All audio is there: keep it.
@@ -141,26 +160,18 @@ class Upload:
         try:
             self._check(sha256)
             await self._intake.keep()
-            now = self._desk.now()
-            new = replace(
-                self.transcript,
-                state=State.QUEUED,
-                sha256=self._intake.sha256,
-                created=now,
-                expires=now + self._draft.expires - self._draft.created,
-            )
+            new = replace(self.transcript, state=State.QUEUED, sha256=self._intake.sha256)
             kept = await self._desk.store.accept(new)
-            if kept.key != new.key:
+            if kept.key == new.key:
+                self._desk._enqueue(new)
+            else:
                 self._intake.discard()
+            return kept
         except BaseException:
             self._intake.discard()
             raise
-        else:
-            if kept.key == new.key:
-                self._desk._enqueue(new)
-            return kept
         finally:
-            self._desk._upload_over(self)
+            self._end()
             self.settled.callback(None)
 
     def _check(self, sha256: str | None) -> None:
@@ -199,6 +210,8 @@ class Desk:
         self._pool = pool
         self._clock = clock
         self._uploads: dict[tuple[str, str], list[Upload]] = {}
+        self._left: dict[str, Transcript] = {}
+        self._take_up_at = 0.0
         self._watchers: dict[str, list[Watcher]] = {}
         self._delivering: set[Deferred[None]] = set()
         self._waiting: dict[tuple[str, str], list[Deferred[None]]] = {}
@@ -380,19 +393,19 @@ class Desk:
         """
         if owner != party:
             raise UnknownId
-        for upload in list(self._uploads.get((owner, id), [])):
-            if upload.settled is not None:
-                await upload.settled
-            else:
-                upload.cancel()
-                upload_ended = True
+        uploads = self._uploads.get((owner, id), [])
+        for upload in [u for u in uploads if u.settled is None]:
+            upload.cancel()
+            upload_ended = True
+        # What is just being kept is kept first, so that there is something to cancel.
+        await gatherResults([u.settled for u in list(uploads) if u.settled is not None])
         try:
             change = await self.store.cancel(owner, id, self.now())
         except UnknownId:
             if not upload_ended:
                 raise
             return
-        self._scheduler.remove(change.after.key)
+        self._give_up(change.after.key)
         await self._spool.drop(change.after.key)
         self._moved(change.before, change.after)
 
@@ -414,7 +427,10 @@ class Desk:
         """A transcript has changed: tell those who watch and those who wait."""
         for party in {transcript.owner, transcript.receiver}:
             for watcher in list(self._watchers.get(party, [])):
-                watcher(transcript, progress)
+                try:
+                    watcher(transcript, progress)
+                except Exception:
+                    self._log.failure("a watcher failed")
         if transcript.state not in UNFINISHED:
             self._wake_waiting((transcript.owner, transcript.id))
 
@@ -445,36 +461,61 @@ class Desk:
 
     # Keeping house
 
+    def _give_up(self, key: str) -> None:
+        """It is not to be transcribed any more."""
+        self._scheduler.remove(key)
+        self._left.pop(key, None)
+
     async def resume(self) -> tuple[int, int]:
         """Go on where an earlier daemon stopped, however it stopped.
 
-        Answers how many recordings go on, and how many leftover files were deleted.
+        To be called before anything else is asked. Answers how many recordings go on, and how many
+        leftover files were deleted.
         """
-        swept = await self._spool.sweep(await self.store.live())
+        # Both are asked at once, before anything that is accepted from now on.
+        unfinished, live = self.store.unfinished(), self.store.live()
+        self._left = {transcript.key: transcript for transcript in await unfinished}
+        swept = await self._spool.sweep(await live)
         await self.purge()
-        resumed = 0
-        for transcript in await self.store.unfinished():
-            if self._scheduler.get(transcript.key) is not None:
-                continue
+        resumed = len(self._left)
+        await self._take_up()
+        return resumed - len(self._left), swept
+
+    async def _take_up(self) -> None:
+        """Queue what an earlier daemon left; what fails stays for the next call."""
+        for transcript in list(self._left.values()):
             size = transcript.frames * transcript.channels * SAMPLE_BYTES
-            windows = await self._spool.recover(transcript.key, size)
-            if windows is None:
-                failed = await self.store.fail(transcript.key, "the audio is lost")
-                if failed is not None:
-                    self.changed(failed, 0.0)
+            try:
+                windows = await self._spool.recover(transcript.key, size)
+                lost = windows is None and await self.store.fail(
+                    transcript.key, "the audio is lost"
+                )
+            except Exception:
+                self._log.failure("a recording could not be taken up; it is tried again")
                 continue
-            self._scheduler.add(self._job(transcript, windows))
-            resumed += 1
+            # Unless it was cancelled or has expired meanwhile.
+            if self._left.pop(transcript.key, None) is None:
+                continue
+            if lost:
+                self.changed(lost.after, 0.0)
+            elif windows is not None:
+                self._scheduler.add(self._job(transcript, windows))
         self.wake()
-        return resumed, swept
 
     async def purge(self) -> None:
-        """Delete what has expired."""
-        for transcript in await self.store.expire(self.now()):
-            self._scheduler.remove(transcript.key)
-            try:
-                await self._spool.drop(transcript.key)
-            except OSError:
-                self._log.failure("the files of an expired transcript were not deleted")
-            self.changed(transcript, 0.0)
+        """Delete what has expired, and what could not be deleted before."""
+        expired = await self.store.expire(self.now())
+        for transcript in expired:
+            self._give_up(transcript.key)
             self._log.info("{owner}/{id} has expired", owner=transcript.owner, id=transcript.id)
+        drops = [self._spool.drop(transcript.key) for transcript in expired]
+        await DeferredList([*drops, self._spool.drop_again()], consumeErrors=True)
+        for transcript in expired:
+            self.changed(transcript, 0.0)
+
+    async def keep_house(self) -> None:
+        """To be called every now and then: :meth:`purge`, and take up what could not be."""
+        await self.purge()
+        if self._left and self.now() >= self._take_up_at:
+            self._take_up_at = self.now() + RETRY_TAKING_UP
+            await self._take_up()

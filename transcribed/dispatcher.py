@@ -15,7 +15,7 @@ from transcribed.errors import RecognitionFailed
 from transcribed.interfaces import IRecognizerPool, ISpool, ITranscriptStore
 from transcribed.recognition import StoredWindow, Window, WindowResult, stitch
 from transcribed.scheduler import Job, Scheduler
-from transcribed.transcript import Transcript
+from transcribed.transcript import Change, Transcript
 
 RETRY_STORING = 10.0
 """Seconds until an outcome that could not be stored, e.g. for a full disk, is stored again."""
@@ -92,14 +92,15 @@ class Dispatcher:
             return
         job.begun = True
         try:
-            transcript = await self._store.begin(job.key)
+            change = await self._store.begin(job.key)
         except Exception:
             # Nothing rests on it: its text is stored from either state.
             self._log.failure("a recording's beginning was not stored")
             return
-        if transcript is not None:
-            job.transcript = transcript
-            self._changed(transcript, job.progress)
+        if change is not None:
+            job.transcript = change.after
+            if change.moved:
+                self._changed(change.after, job.progress)
 
     async def _keep(self, job: Job, window: Window, result: WindowResult) -> None:
         if self._scheduler.get(job.key) is not job:
@@ -121,7 +122,8 @@ class Dispatcher:
         self.pump()
 
     async def _retry(self, job: Job, window: Window, reason: str) -> None:
-        if self._scheduler.get(job.key) is not job:
+        if self._draining or self._scheduler.get(job.key) is not job:
+            # A worker that is stopped is no fault of the window: the next start takes it up.
             return
         again = self._scheduler.failed(job, window)
         self._log.warn(
@@ -134,38 +136,42 @@ class Dispatcher:
         )
         if again:
             self.pump()
-            return
-        self._scheduler.remove(job.key)
-        await self._fail(job, reason)
+        else:
+            await self._fail(job, reason)
 
     async def _conclude(self, job: Job) -> None:
         """All windows are there: store the text, then say so, then delete the audio."""
-        self._scheduler.remove(job.key)
         assert job.windows is not None and self._pool.model is not None
-        transcription = stitch([job.results[w.position] for w in job.windows])
+        try:
+            transcription = stitch([job.results[w.position] for w in job.windows])
+        except Exception:
+            self._log.failure("the results of {key} make no text", key=job.key)
+            await self._fail(job, "the windows' results make no text")
+            return
         try:
             await self._begin(job)
             await self._spool.keep_text(job.key, transcription)
-            transcript = await self._store.finish(job.key, self._pool.model.name)
+            change = await self._store.finish(job.key, self._pool.model.name)
         except Exception as e:
             self._again(job, e, self._conclude)
             return
-        if transcript is None:
-            # Cancelled or expired meanwhile: the text that was just written must go as well.
-            await self._spool.drop(job.key)
-            return
-        self._changed(transcript, 1.0)
-        await self._spool.drop_audio(job.key)
+        await self._over(job, change, 1.0)
 
     async def _fail(self, job: Job, reason: str) -> None:
+        self._scheduler.stop(job)
         try:
-            transcript = await self._store.fail(job.key, reason)
+            change = await self._store.fail(job.key, reason)
         except Exception as e:
             self._again(job, e, lambda job: self._fail(job, reason))
             return
-        if transcript is not None:
-            self._changed(transcript, job.progress)
-        await self._spool.drop(job.key)
+        await self._over(job, change, job.progress)
+
+    async def _over(self, job: Job, change: Change | None, progress: float) -> None:
+        """The outcome is stored: say so, and delete what is not needed any more."""
+        self._scheduler.remove(job.key)
+        if change is not None and change.moved:
+            self._changed(change.after, progress)
+        await (self._spool.drop_audio if change is not None else self._spool.drop)(job.key)
 
     def _again(
         self, job: Job, error: Exception, step: Callable[[Job], Coroutine[Any, Any, None]]
@@ -181,6 +187,7 @@ class Dispatcher:
 
         def retry() -> None:
             del self._retries[job.key]
-            self._watch(step(job))
+            if self._scheduler.get(job.key) is job:
+                self._watch(step(job))
 
         self._retries[job.key] = self._clock.callLater(RETRY_STORING, retry)

@@ -110,5 +110,9 @@ class RecognitionFailed(Exception):
     """A worker could not transcribe a window: it died, hung, or answered rubbish."""
 
 
+class CannotStart(Exception):
+    """The daemon cannot do what it is told to; its text says why."""
+
+
 class StateInUse(Exception):
     """Another daemon holds the state directory."""

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
+from msgspec import Meta
 
 from transcribed.errors import RecognitionFailed
+
+Probability = Annotated[float, Meta(ge=0, le=1)]
 
 
 class Model(msgspec.Struct, frozen=True):
@@ -69,18 +72,18 @@ class Run(msgspec.Struct, frozen=True, array_like=True):
     """
 
     token: str
-    start: int
-    frames: int
-    confidence: float
+    start: Annotated[int, Meta(ge=0)]
+    frames: Annotated[int, Meta(ge=1)]
+    confidence: Probability
 
 
 class Word(msgspec.Struct, frozen=True):
     """A word with its times in seconds from the start of the recording, confidence 0 to 1."""
 
     word: str
-    start: float
-    end: float
-    confidence: float
+    start: Annotated[float, Meta(ge=0)]
+    end: Annotated[float, Meta(ge=0)]
+    confidence: Probability
 
 
 class CTCResult(msgspec.Struct, frozen=True, tag="ctc"):
@@ -90,7 +93,7 @@ class CTCResult(msgspec.Struct, frozen=True, tag="ctc"):
     :ivar delimiter: the token between words.
     """
 
-    stride: float
+    stride: Annotated[float, Meta(gt=0)]
     delimiter: str
     runs: list[Run]
 

@@ -140,14 +140,19 @@ class Scheduler:
             job.waiting.appendleft(window)
         return True
 
+    def stop(self, job: Job) -> None:
+        """Deal out no more of a recording's windows."""
+        owner = job.transcript.owner
+        jobs = self._turns.get(owner)
+        if jobs is not None and job in jobs:
+            jobs.remove(job)
+            if not jobs:
+                del self._turns[owner]
+        job.waiting.clear()
+
     def remove(self, key: str) -> Job | None:
-        """Take a recording out: finished, failed, cancelled or expired."""
+        """Take a recording out: finished, failed, cancelled or expired. Answers with it."""
         job = self._jobs.pop(key, None)
         if job is not None:
-            owner = job.transcript.owner
-            jobs = self._turns.get(owner)
-            if jobs is not None and job in jobs:
-                jobs.remove(job)
-                if not jobs:
-                    del self._turns[owner]
+            self.stop(job)
         return job

@@ -22,7 +22,7 @@ from zope.interface import implementer
 from transcribed import __version__
 from transcribed.desk import Desk, Terms
 from transcribed.dispatcher import Dispatcher
-from transcribed.errors import StateInUse
+from transcribed.errors import CannotStart, StateInUse
 from transcribed.interfaces import IRecognizerPool, ISessionPeer
 from transcribed.pool import RecognizerPool
 from transcribed.scheduler import Scheduler
@@ -38,6 +38,8 @@ PURGE_SECONDS = 1.0
 """So often it is looked for what has expired."""
 DRAIN_SECONDS = 30.0
 """So long the windows in work may take when the daemon stops."""
+SETTLE_SECONDS = 5.0
+"""So long it may take then to send the texts that clients wait for."""
 DISK_THREADS = 4
 
 
@@ -70,18 +72,25 @@ class Daemon(Service):
 
     :param reactor: keeps the time, too.
     :param pool: the recognizers.
+    :param refusal: is raised, with one line, where it cannot listen.
     """
 
     _log = Logger()
     name = "transcribed"
 
     def __init__(
-        self, settings: Settings, reactor: Any, state: StateDirectory, pool: IRecognizerPool
+        self,
+        settings: Settings,
+        reactor: Any,
+        state: StateDirectory,
+        pool: IRecognizerPool,
+        refusal: type[BaseException] = SystemExit,
     ) -> None:
         self._settings = settings
         self._reactor = reactor
         self._state = state
         self._pool = pool
+        self._refusal = refusal
         self._threads = ThreadPool(0, DISK_THREADS, "disk")
         self._store = SQLiteStore(state.path / "transcripts.sqlite", reactor)
         spool = Spool(state.path / "spool", reactor, self._threads)
@@ -150,7 +159,7 @@ class Daemon(Service):
             )
         if reason is not None:
             # Nothing runs yet, and a traceback would hide what the operator must know.
-            raise SystemExit(f"transcribed: cannot listen on {description}: {reason}")
+            raise self._refusal(f"transcribed: cannot listen on {description}: {reason}")
 
     async def _resume(self) -> None:
         try:
@@ -163,7 +172,8 @@ class Daemon(Service):
                 resumed=resumed,
                 swept=swept,
             )
-        self._purging.start(PURGE_SECONDS)
+        if self.running:
+            self._purging.start(PURGE_SECONDS)
 
     def _workers_changed(self) -> None:
         status = self._pool.status()
@@ -179,7 +189,7 @@ class Daemon(Service):
 
     async def _purge_now(self) -> None:
         try:
-            await self._desk.purge()
+            await self._desk.keep_house()
         except Exception:
             # The next one may work: nothing may end the purging.
             self._log.failure("what has expired could not be purged")
@@ -194,6 +204,8 @@ class Daemon(Service):
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
+        Service.stopService(self)
+        self._log.info("stopping: the windows in work are finished")
         await gatherResults([maybeDeferred(port.stopListening) for port in self._ports])
         self._desk.closing = True
         drained = self._dispatcher.drain()
@@ -201,7 +213,10 @@ class Daemon(Service):
         await drained.addErrback(lambda _: self._log.warn("windows in work were given up"))
         if deadline.active():
             deadline.cancel()
-        await self._desk.settle()
+        settled = Deferred.fromCoroutine(self._desk.settle())
+        await settled.addTimeout(SETTLE_SECONDS, self._reactor).addErrback(
+            lambda _: self._log.warn("texts that were waited for were not sent")
+        )
         await self._sessions.close_all()
         self._sessions.stopFactory()
         if self._purging.running:
@@ -210,17 +225,30 @@ class Daemon(Service):
         self._store.close()
         self._threads.stop()
         self._state.release()
-        Service.stopService(self)
         self._log.info(
             "stopped: {left} recordings are left for the next start", left=len(self._scheduler)
         )
 
 
-def make_daemon(settings: Settings, reactor: Any) -> Daemon:
-    """The daemon; ends the program with one line where the state directory cannot be had."""
+def make_daemon(settings: Settings, reactor: Any, in_foreground: bool) -> Daemon:
+    """The daemon; ends the program with one line where the state directory cannot be had.
+
+    :param in_foreground: whether twistd stays there. Where it forks, its parent waits to be told of
+        an error, and it only tells of an :exc:`Exception`.
+    """
+    pool = RecognizerPool(
+        settings.model,
+        str(settings.state / "models"),
+        settings.workers,
+        settings.threads,
+        settings.language,
+        reactor,
+    )
     try:
         state = StateDirectory(settings.state)
         SQLiteStore.prepare(state.path / "transcripts.sqlite")
+        refusal = SystemExit if in_foreground else CannotStart
+        return Daemon(settings, reactor, state, pool, refusal)
     except StateInUse:
         raise SystemExit(
             f"transcribed: the state directory {settings.state} is in use by another daemon"
@@ -229,12 +257,3 @@ def make_daemon(settings: Settings, reactor: Any) -> Daemon:
         raise SystemExit(
             f"transcribed: cannot use the state directory {settings.state}: {e}"
         ) from e
-    pool = RecognizerPool(
-        settings.model,
-        str(state.path / "models"),
-        settings.workers,
-        settings.threads,
-        settings.language,
-        reactor,
-    )
-    return Daemon(settings, reactor, state, pool)

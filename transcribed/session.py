@@ -104,6 +104,12 @@ class Conversation(Protocol):
     def bad(self, error: BadMessage, ref: str | None) -> None:
         """The client sent what is no request."""
 
+    def bad_submit(self, error: BadMessage, ref: str | None, id: str | None) -> None:
+        """An upload begins, but its `submit` is wrong."""
+
+    def bad_end(self, error: BadMessage, ref: str | None, id: str | None) -> None:
+        """An upload is said to be over, but its `end` is wrong."""
+
     def lost(self) -> None:
         """The connection is gone."""
 
@@ -113,8 +119,11 @@ class Conversation(Protocol):
     def opened(self, upload: Upload, request: wire.Submit) -> None:
         """Its upload may go on."""
 
-    def refused(self, ids: set[str]) -> None:
-        """Its upload was answered with an error; of these ids the rest is still coming in."""
+    def refused(self, ids: set[str | None]) -> None:
+        """Its upload was answered with an error; of these ids the rest is still coming in.
+
+        None among them stands for an id that could not be read.
+        """
 
     def over(self) -> None:
         """The upload is over, or what was swallowed of it."""
@@ -171,6 +180,14 @@ def _bad_unknown(proto: Conversation, core: Core, error: BadMessage, ref: str | 
     core.send_unauthenticated("say hello first", ref)
 
 
+@_greeting.upon(Conversation.bad_submit).loop()
+@_greeting.upon(Conversation.bad_end).loop()
+def _bad_upload_unknown(
+    proto: Conversation, core: Core, error: BadMessage, ref: str | None, id: str | None
+) -> None:
+    core.send_unauthenticated("say hello first", ref)
+
+
 # Ready: no upload is open.
 
 
@@ -194,6 +211,21 @@ def _submit(proto: Conversation, core: Core, request: wire.Submit) -> None:
         refused(e)
     else:
         proto.opened(upload, request)
+
+
+@_ready.upon(Conversation.bad_submit).loop()
+def _bad_submit(
+    proto: Conversation, core: Core, error: BadMessage, ref: str | None, id: str | None
+) -> None:
+    core.send_bad(error, ref, id)
+    proto.refused({id})
+
+
+@_ready.upon(Conversation.bad_end).loop()
+def _bad_end(
+    proto: Conversation, core: Core, error: BadMessage, ref: str | None, id: str | None
+) -> None:
+    core.send_bad(error, ref, id)
 
 
 _ready.upon(Conversation.opened).to(_uploading).returns(None)
@@ -244,6 +276,34 @@ def _submit_twice(proto: Conversation, core: Core, open: Open, request: wire.Sub
     proto.refused({open.request.id, request.id})
 
 
+@_uploading.upon(Conversation.bad_submit).loop()
+def _bad_submit_twice(
+    proto: Conversation,
+    core: Core,
+    open: Open,
+    error: BadMessage,
+    ref: str | None,
+    id: str | None,
+) -> None:
+    open.upload.discard()
+    core.send_bad(error, ref, id)
+    proto.refused({open.request.id, id})
+
+
+@_uploading.upon(Conversation.bad_end).loop()
+def _bad_end_uploading(
+    proto: Conversation,
+    core: Core,
+    open: Open,
+    error: BadMessage,
+    ref: str | None,
+    id: str | None,
+) -> None:
+    open.upload.discard()
+    core.send_bad(error, ref, open.request.id)
+    proto.over()
+
+
 @_uploading.upon(Conversation.ask).loop()
 def _ask_uploading(proto: Conversation, core: Core, open: Open, request: wire.Question) -> None:
     if (
@@ -285,8 +345,10 @@ _uploading.upon(Conversation.over, nodata=True).to(_ready).returns(None)
 
 @_uploading.upon(Conversation.lost).to(_gone)
 def _lost_uploading(proto: Conversation, core: Core, open: Open) -> None:
-    open.upload.discard()
-    _lost(proto, core)
+    try:
+        open.upload.discard()
+    finally:
+        _lost(proto, core)
 
 
 # Swallowing: an upload was refused, and what the client had under way of it still comes in.
@@ -296,24 +358,63 @@ _swallowing.upon(Conversation.over, nodata=True).to(_ready).returns(None)
 
 
 @_swallowing.upon(Conversation.submit).to(_ready)
-def _submit_next(proto: Conversation, core: Core, ids: set[str], request: wire.Submit) -> None:
+def _submit_next(
+    proto: Conversation, core: Core, ids: set[str | None], request: wire.Submit
+) -> None:
     proto.submit(request)
 
 
 @_swallowing.upon(Conversation.ask).to(_ready)
-def _ask_next(proto: Conversation, core: Core, ids: set[str], request: wire.Question) -> None:
+def _ask_next(
+    proto: Conversation, core: Core, ids: set[str | None], request: wire.Question
+) -> None:
     _ask(proto, core, request)
 
 
+@_swallowing.upon(Conversation.bad_submit).to(_ready)
+def _bad_submit_next(
+    proto: Conversation,
+    core: Core,
+    ids: set[str | None],
+    error: BadMessage,
+    ref: str | None,
+    id: str | None,
+) -> None:
+    proto.bad_submit(error, ref, id)
+
+
 @_swallowing.upon(Conversation.end).loop()
-def _end_swallowed(proto: Conversation, core: Core, ids: set[str], request: wire.End) -> None:
-    if request.id not in ids:
-        proto.over()
+def _end_swallowed(
+    proto: Conversation, core: Core, ids: set[str | None], request: wire.End
+) -> None:
+    if not _swallow(proto, ids, request.id):
         proto.end(request)
-        return
-    ids.discard(request.id)
+
+
+@_swallowing.upon(Conversation.bad_end).loop()
+def _bad_end_swallowed(
+    proto: Conversation,
+    core: Core,
+    ids: set[str | None],
+    error: BadMessage,
+    ref: str | None,
+    id: str | None,
+) -> None:
+    if not _swallow(proto, ids, id):
+        proto.bad_end(error, ref, id)
+
+
+def _swallow(proto: Conversation, ids: set[str | None], id: str | None) -> bool:
+    """Whether an `end` belongs to what is swallowed; with the last one, or another, it is over."""
+    if id is None or id in ids or None in ids:
+        ids.discard(id if id in ids else None if None in ids else next(iter(ids)))
+        swallowed = True
+    else:
+        ids.clear()
+        swallowed = False
     if not ids:
         proto.over()
+    return swallowed
 
 
 # Gone: what was asked is no longer answered.
@@ -329,7 +430,7 @@ def _lost(proto: Conversation, core: Core) -> None:
 
 
 @_swallowing.upon(Conversation.lost).to(_gone)
-def _lost_swallowing(proto: Conversation, core: Core, ids: set[str]) -> None:
+def _lost_swallowing(proto: Conversation, core: Core, ids: set[str | None]) -> None:
     _lost(proto, core)
 
 
@@ -506,8 +607,12 @@ class Session:
         match item:
             case Chunk():
                 self._machine.audio(item.data, item.begins)
-            case wire.Unparsable(error=error, ref=ref):
-                self._machine.bad(error, ref)
+            case wire.Unparsable(type="submit"):
+                self._machine.bad_submit(item.error, item.ref, item.id)
+            case wire.Unparsable(type="end"):
+                self._machine.bad_end(item.error, item.ref, item.id)
+            case wire.Unparsable():
+                self._machine.bad(item.error, item.ref)
             case wire.Hello():
                 self._machine.hello(item)
             case wire.Submit():

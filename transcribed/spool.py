@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TypeVar
 
 import msgspec
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredLock, succeed
 from twisted.internet.interfaces import IReactorThreads
 from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
 from twisted.python.threadpool import ThreadPool
 
 from transcribed.errors import Busy
@@ -119,6 +120,8 @@ class Spool:
     :param threads: where the waiting for the disk is done.
     """
 
+    _log = Logger()
+
     def __init__(self, directory: Path, reactor: IReactorThreads, threads: ThreadPool) -> None:
         self.directory = directory
         self._reactor = reactor
@@ -129,10 +132,28 @@ class Spool:
         sync_directory(directory.parent)
         # Not directories: lost+found is one where a file system of its own is mounted here.
         self._found = [path for path in directory.iterdir() if not path.is_dir()]
+        self._locks: dict[str, DeferredLock] = {}
+        self._undeleted: set[Path] = set()
 
     def inThread(self, work: Callable[[], T]) -> Deferred[T]:
         """Run `work` where it may wait for the disk."""
         return deferToThreadPool(self._reactor, self._threads, work)
+
+    def _inOrder(self, key: str, work: Callable[[], T]) -> Deferred[T]:
+        """As :meth:`inThread`, after what was asked before of the same transcript's files.
+
+        So a text that is being written is there, and goes, when it is deleted.
+        """
+        lock = self._locks.setdefault(key, DeferredLock())
+
+        def unused(result: object) -> object:
+            if not lock.locked and self._locks.get(key) is lock:
+                del self._locks[key]
+            return result
+
+        done: Deferred[T] = lock.run(self.inThread, work)
+        done.addBoth(unused)
+        return done
 
     def _path(self, key: str, suffix: str) -> Path:
         return self.directory / (key + suffix)
@@ -165,7 +186,7 @@ class Spool:
                 file.seek(0)
                 return _read_windows(file.read())
 
-        return self.inThread(work)
+        return self._inOrder(key, work)
 
     def keep_window(self, key: str, window: StoredWindow) -> Deferred[None]:
         """Add a window's result, unless the recording is deleted already.
@@ -185,12 +206,14 @@ class Spool:
             finally:
                 os.close(descriptor)
 
-        return self.inThread(work)
+        return self._inOrder(key, work)
 
     def keep_text(self, key: str, transcription: Transcription) -> Deferred[None]:
-        """Fires when the text would survive a loss of power."""
+        """Fires when the text would survive a loss of power; keeps none of a deleted recording."""
 
         def work() -> None:
+            if not self.audio_path(key).exists():
+                return
             path = self._path(key, TEXT)
             with open(path, "wb", opener=_private) as file:
                 file.write(msgspec.json.encode(transcription))
@@ -198,7 +221,7 @@ class Spool:
                 os.fsync(file.fileno())
             sync_directory(self.directory)
 
-        return self.inThread(work)
+        return self._inOrder(key, work)
 
     def read_text(self, key: str) -> Deferred[Transcription | None]:
         """The text; None when it is deleted."""
@@ -210,7 +233,7 @@ class Spool:
                 return None
             return msgspec.json.decode(data, type=Transcription)
 
-        return self.inThread(work)
+        return self._inOrder(key, work)
 
     def drop_audio(self, key: str) -> Deferred[None]:
         """Delete what is not needed once the outcome is known: audio and window results."""
@@ -221,25 +244,46 @@ class Spool:
         return self._unlink(key, AUDIO, WINDOWS, TEXT)
 
     def _unlink(self, key: str, *suffixes: str) -> Deferred[None]:
-        def work() -> None:
-            for suffix in suffixes:
-                self._path(key, suffix).unlink(missing_ok=True)
+        paths = [self._path(key, suffix) for suffix in suffixes]
+        # Until it is done: what cannot be deleted now is deleted by drop_again.
+        self._undeleted.update(paths)
 
-        return self.inThread(work)
+        def work() -> None:
+            for path in paths:
+                path.unlink(missing_ok=True)
+                self._undeleted.discard(path)
+
+        return self._inOrder(key, work)
+
+    def drop_again(self) -> Deferred[None]:
+        """Delete what should have been deleted already and could not be."""
+
+        def work() -> None:
+            for path in list(self._undeleted):
+                path.unlink(missing_ok=True)
+                self._undeleted.discard(path)
+
+        return self.inThread(work) if self._undeleted else succeed(None)
 
     def sweep(self, live: Mapping[str, State]) -> Deferred[int]:
         """Delete what an earlier daemon left and no transcript in `live` has a use for.
 
         Looks at the files that were there when the spool was opened; answers how many it deleted.
+        What cannot be deleted is left to :meth:`drop_again`.
         """
         uses = {AUDIO: UNFINISHED, WINDOWS: UNFINISHED, TEXT: FINISHED}
+        found, self._found = self._found, []
 
         def work() -> int:
             swept = 0
-            for path in self._found:
+            for path in found:
                 if live.get(path.stem) not in uses.get(path.suffix, ()):
-                    path.unlink(missing_ok=True)
-                    swept += 1
+                    try:
+                        path.unlink(missing_ok=True)
+                        swept += 1
+                    except OSError as e:
+                        self._log.error("{path} cannot be deleted: {error}", path=path, error=e)
+                        self._undeleted.add(path)
             return swept
 
         return self.inThread(work)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from typing import Any
 
 from twisted.application.service import IService
@@ -88,4 +89,7 @@ def makeService(options: Options) -> IService:
 
     from transcribed.service import make_daemon
 
-    return make_daemon(options.settings, reactor)
+    # twistd forks unless it is told not to; twist, whose options have no such key, never does.
+    twistd: Mapping[str, Any] = options.parent or {}
+    in_foreground = bool(twistd.get("nodaemon", True))
+    return make_daemon(options.settings, reactor, in_foreground)

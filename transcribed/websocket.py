@@ -69,6 +69,9 @@ class SessionProtocol(WebSocketServerProtocol, ISessionPeer):  # type: ignore[mi
             # The HTTP channel that took the handshake is still the transport's producer.
             self.transport.unregisterProducer()
             self.transport.registerProducer(self._backlog, True)
+            if self.factory.closing:
+                self.close(GOING_AWAY, "the daemon is shutting down")
+                return
             if len(self.factory.connections) >= self.factory.max_connections:
                 self.close(TRY_AGAIN_LATER, "too many connections")
                 return
@@ -155,6 +158,7 @@ class SessionFactory(WebSocketServerFactory):  # type: ignore[misc]
     """Makes connections.
 
     :ivar connections: those that are open.
+    :ivar closing: whether the daemon stops.
     :ivar make_session: makes the session for one.
     """
 
@@ -169,9 +173,11 @@ class SessionFactory(WebSocketServerFactory):  # type: ignore[misc]
         super().__init__(protocols=[SUBPROTOCOL], server="transcribed")
         self.make_session = make_session
         self.max_connections = max_connections
+        self.closing = False
         self.connections: set[SessionProtocol] = set()
         self.setProtocolOptions(
             failByDrop=False,
+            webStatus=False,
             openHandshakeTimeout=HANDSHAKE_SECONDS,
             closeHandshakeTimeout=2,
             autoPingInterval=PING_SECONDS,
@@ -189,6 +195,7 @@ class SessionFactory(WebSocketServerFactory):  # type: ignore[misc]
 
     def close_all(self) -> Deferred[None]:
         """The daemon stops: say so to every client; fires when all have gone, or were dropped."""
+        self.closing = True
         connections = list(self.connections)
         for connection in connections:
             connection.close(GOING_AWAY, "the daemon is shutting down")

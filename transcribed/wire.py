@@ -105,12 +105,18 @@ class Unparsable(Exception):
 
     :ivar error: what is wrong with it.
     :ivar ref: its `ref`, where it has a good one.
+    :ivar type: what it says it is, where it says so.
+    :ivar id: its `id`, where it has a good one.
     """
 
-    def __init__(self, error: BadMessage, ref: str | None) -> None:
+    def __init__(
+        self, error: BadMessage, ref: str | None, type: str | None = None, id: str | None = None
+    ) -> None:
         super().__init__(error.reason)
         self.error = error
         self.ref = ref
+        self.type = type
+        self.id = id
 
 
 _decoder: msgspec.json.Decoder[AnyRequest] = msgspec.json.Decoder(AnyRequest)
@@ -121,7 +127,7 @@ def parse(frame: bytes) -> AnyRequest:
     try:
         return _decoder.decode(frame)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
-        raise Unparsable(BadMessage(_reason(e)), _salvage_ref(frame)) from e
+        raise Unparsable(BadMessage(_reason(e)), *_salvage(frame)) from e
 
 
 def _reason(error: Exception) -> str:
@@ -135,19 +141,29 @@ def _reason(error: Exception) -> str:
     return re.sub(r"Expected `str` matching regex '.*'", "Characters that are not allowed", reason)
 
 
-class _OnlyRef(msgspec.Struct):
-    ref: Ref | None = None
-
-
-def _salvage_ref(frame: bytes) -> str | None:
+def _salvage(frame: bytes) -> tuple[str | None, str | None, str | None]:
+    """The `ref`, `type` and `id` of what is no request, as far as they are good."""
     try:
         # json reads on where msgspec stops, e.g. at half a surrogate pair in another field.
-        ref = msgspec.convert(json.loads(frame.decode()), _OnlyRef).ref
-        if ref is not None:
-            ref.encode()
-    except (msgspec.ValidationError, ValueError, RecursionError):
+        message = json.loads(frame.decode())
+    except (ValueError, RecursionError):
+        return None, None, None
+    if not isinstance(message, dict):
+        return None, None, None
+    return (
+        _good(message.get("ref"), Ref),
+        _good(message.get("type"), str),
+        _good(message.get("id"), TranscriptId),
+    )
+
+
+def _good(value: object, kind: Any) -> str | None:
+    try:
+        text: str = msgspec.convert(value, kind)
+        text.encode()
+    except (msgspec.ValidationError, UnicodeEncodeError):
         return None
-    return ref
+    return text
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True):

@@ -14,7 +14,7 @@ from twisted.enterprise.adbapi import ConnectionPool, Transaction
 from twisted.internet.defer import Deferred
 
 from transcribed.errors import IdTaken, UnknownId
-from transcribed.transcript import UNFINISHED, Change, Sides, State, Transcript
+from transcribed.transcript import ENDED, UNFINISHED, Change, Sides, State, Transcript
 
 T = TypeVar("T")
 
@@ -92,12 +92,14 @@ class SQLStore:
 
     def _advance(
         self, key: str, rule: Callable[[Transcript], Transcript]
-    ) -> Deferred[Transcript | None]:
-        def work(db: Transaction) -> Transcript | None:
+    ) -> Deferred[Change | None]:
+        def work(db: Transaction) -> Change | None:
             stored = self._one(db, "key = ?", key)
-            if stored is None or stored.state not in UNFINISHED:
+            if stored is None or stored.state in ENDED:
                 return None
-            return self._save(db, stored, rule(stored))
+            if stored.state not in UNFINISHED:
+                return Change(stored, stored)
+            return Change(stored, self._save(db, stored, rule(stored)))
 
         return self._run(work)
 
@@ -159,16 +161,16 @@ class SQLStore:
 
         return self._run(work)
 
-    def begin(self, key: str) -> Deferred[Transcript | None]:
-        """Its first window is in work. None when it is not to be transcribed any more."""
+    def begin(self, key: str) -> Deferred[Change | None]:
+        """Its first window is in work. None when it has ended; no change when it is finished."""
         return self._advance(key, lambda t: replace(t, state=State.TRANSCRIBING))
 
-    def finish(self, key: str, model: str) -> Deferred[Transcript | None]:
-        """Its text is on disk. None when it is not wanted any more."""
+    def finish(self, key: str, model: str) -> Deferred[Change | None]:
+        """Its text is on disk. None when it has ended; no change when it was finished already."""
         return self._advance(key, lambda t: replace(t, state=State.READY, model=model))
 
-    def fail(self, key: str, reason: str) -> Deferred[Transcript | None]:
-        """It cannot be transcribed. None when it is not wanted any more."""
+    def fail(self, key: str, reason: str) -> Deferred[Change | None]:
+        """It cannot be transcribed. None when it has ended; no change when it is finished."""
         return self._advance(key, lambda t: replace(t, state=State.FAILED, reason=reason))
 
     def expire(self, now: float) -> Deferred[list[Transcript]]:

@@ -1,0 +1,273 @@
+"""What happens while the disk or a worker takes its time: cancel, expiry, another job, a stop."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.fakes import FakePool, House, ImmediateSpool, Party
+
+SECOND = b"\1\0" * 16000
+TEXT = "hemligt"
+
+
+class HeldSpool(ImmediateSpool):
+    """A disk that does nothing until it is let."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.holding = False
+        self.held: list[tuple[Callable[[], Any], Deferred[Any]]] = []
+
+    def inThread(self, work: Callable[[], Any]) -> Deferred[Any]:
+        """Run `work` now, or keep it for :meth:`let`."""
+        if not self.holding:
+            return super().inThread(work)
+        done: Deferred[Any] = Deferred()
+        self.held.append((work, done))
+        return done
+
+    def let(self) -> None:
+        """Do what was asked meanwhile, and all that follows from it."""
+        self.holding = False
+        while self.held:
+            work, done = self.held.pop(0)
+            super().inThread(work).chainDeferred(done)
+
+
+class HeldHouse(House):
+    """A house with such a disk."""
+
+    spool: HeldSpool
+    hold = False
+
+    def make_spool(self) -> HeldSpool:
+        """The disk."""
+        spool = HeldSpool(self.directory)
+        spool.holding = self.hold
+        return spool
+
+    def reopen(self, hold: bool) -> None:
+        """Start again, with a disk that holds from the first moment on."""
+        self.hold = hold
+        self.open()
+
+
+class Case(SynchronousTestCase):
+    """Anna on two lines, and what she must never see."""
+
+    def setUp(self) -> None:
+        self.house = HeldHouse(Path(self.mktemp()), pool=FakePool(2))
+        self.anna = self.house.party("anna")
+        self.other = self.house.party("anna")
+
+    def text_on_disk(self) -> bool:
+        return any(TEXT.encode() in p.read_bytes() for p in self.house.directory.iterdir())
+
+    def fetch(self, party: Party, id: str = "m1") -> dict[str, Any]:
+        return party.ask(type="fetch", id=id, wait=False)
+
+
+class TextTests(Case):
+    """The text is being written, and then nobody wants it."""
+
+    def test_cancelled(self) -> None:
+        self.anna.submit("m1")
+        self.house.spool.holding = True
+        self.house.pool.answer(TEXT)
+        self.anna.say(type="cancel", id="m1")
+        self.assertEqual(self.anna.sent, [], "not before it is gone")
+        self.house.spool.let()
+        self.assertEqual(self.anna.heard()["type"], "cancelled")
+        self.assertEqual(self.house.spool.names(), [])
+
+    def test_expired(self) -> None:
+        self.anna.submit("m1", ttl=10)
+        self.house.spool.holding = True
+        self.house.pool.answer(TEXT)
+        self.house.clock.advance(10)
+        self.house.purge()
+        self.house.spool.let()
+        self.assertEqual(self.house.spool.names(), [])
+
+    def test_cancelled_while_it_waits_to_be_stored_again(self) -> None:
+        self.anna.submit("m1")
+        self.house.store.pool.broken = RuntimeError("locked")
+        self.house.pool.answer(TEXT)
+        self.house.store.pool.broken = None
+        self.anna.ask(type="cancel", id="m1")
+        self.house.clock.advance(60)
+        self.assertEqual(self.house.spool.names(), [])
+
+    def test_progress_does_not_fall_back(self) -> None:
+        self.anna.submit("m1", SECOND * 60)
+        self.house.pool.answer("a")
+        self.house.pool.answer("b")
+        self.house.spool.holding = True
+        self.house.pool.answer(TEXT)
+        self.assertEqual(self.anna.ask(type="status", id="m1")["progress"], 1.0)
+        self.assertEqual(len(self.house.scheduler), 1)
+        self.house.spool.let()
+        self.assertEqual(len(self.house.scheduler), 0)
+
+
+class DeletingTests(Case):
+    """What cannot be deleted at once is deleted later."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.anna.submit("m1", ttl=10)
+
+    def broken(self, doing: Callable[[], object]) -> None:
+        """Do something while no file can be deleted."""
+
+        def refuse(path: Path, missing_ok: bool = False) -> None:
+            raise OSError(5, "input/output error")
+
+        patch = self.patch(Path, "unlink", refuse)
+        doing()
+        patch.restore()
+
+    def test_the_audio(self) -> None:
+        self.broken(lambda: self.house.pool.answer(TEXT))
+        self.flushLoggedErrors(OSError)
+        self.assertEqual(self.fetch(self.anna)["text"], TEXT)
+        self.assertIn(".audio", self.house.spool.names())
+        self.house.purge()
+        self.assertEqual(self.house.spool.names(), [".text"])
+
+    def test_the_text_when_it_expires(self) -> None:
+        self.house.pool.answer(TEXT)
+        self.house.clock.advance(10)
+        self.broken(self.house.purge)
+        self.assertTrue(self.text_on_disk())
+        self.house.purge()
+        self.assertEqual(self.house.spool.names(), [])
+
+    def test_the_text_when_it_is_acked(self) -> None:
+        self.house.pool.answer(TEXT)
+        self.fetch(self.anna)
+        self.broken(lambda: self.anna.say(type="ack", id="m1"))
+        self.assertEqual(self.anna.heard()["code"], "internal")
+        self.flushLoggedErrors(OSError)
+        self.house.purge()
+        self.assertEqual(self.house.spool.names(), [])
+
+
+class UploadTests(Case):
+    """An upload that is cancelled from another line."""
+
+    def upload(self, party: Party, id: str = "m1") -> None:
+        party.say(type="submit", id=id)
+        party.sound(SECOND)
+
+    def test_while_it_is_being_kept(self) -> None:
+        self.upload(self.anna)
+        self.house.spool.holding = True
+        self.anna.say(type="end", id="m1")
+        self.other.say(type="cancel", id="m1")
+        self.assertEqual(self.other.sent, [])
+        self.house.spool.let()
+        self.assertEqual(self.anna.heard()["type"], "accepted")
+        self.assertEqual(self.other.heard()["type"], "cancelled")
+        self.assertEqual(self.house.spool.names(), [])
+
+    def test_while_another_is_being_kept(self) -> None:
+        third = self.house.party("anna")
+        self.upload(self.anna)
+        self.upload(third)
+        self.house.spool.holding = True
+        self.anna.say(type="end", id="m1")
+        self.other.say(type="cancel", id="m1")
+        self.assertEqual(third.heard()["code"], "gone")
+        self.upload(third, "m2")
+        self.house.spool.let()
+        self.assertEqual(self.other.heard()["type"], "cancelled")
+        self.assertEqual(third.ask(type="end", id="m2")["type"], "accepted")
+
+    def test_that_cannot_be_deleted(self) -> None:
+        self.house.max_queue = 1
+        self.house.open()
+        anna = self.house.party("anna")
+        anna.ask(type="subscribe")
+        self.upload(anna)
+        broken = self.patch(
+            os, "unlink", lambda path, dir_fd=None: (_ for _ in ()).throw(OSError(5, "broken"))
+        )
+        with self.assertRaises(OSError):
+            anna.session.lost()
+        broken.restore()
+        other = self.house.party("anna")
+        self.assertEqual(other.submit("m2")["type"], "accepted", "its place in the queue is free")
+        self.assertEqual(anna.sent, [], "nobody is told any more")
+
+
+class RestartTests(Case):
+    """What is accepted while an earlier daemon's recordings are still being taken up."""
+
+    def test_it_is_taken_up_once(self) -> None:
+        self.anna.submit("old")
+        self.house.pool.work.clear()
+        self.house.reopen(hold=True)
+        anna = self.house.party("anna")
+        anna.say(type="submit", id="new")
+        anna.sound(SECOND)
+        anna.say(type="end", id="new")
+        self.house.spool.let()
+        self.assertEqual(self.successResultOf(self.house.resumed), (1, 0))
+        self.assertEqual(len(self.house.pool.work), 2)
+        self.house.pool.answer("ett")
+        self.house.pool.answer("ett")
+        self.assertEqual(self.house.pool.work, [])
+        for id in ("old", "new"):
+            self.assertEqual(self.fetch(self.house.party("anna"), id)["text"], "ett")
+
+    def test_it_is_cancelled_meanwhile(self) -> None:
+        self.anna.submit("old")
+        self.house.pool.work.clear()
+        self.house.reopen(hold=True)
+        anna = self.house.party("anna")
+        anna.say(type="cancel", id="old")
+        self.house.spool.let()
+        self.assertEqual(anna.heard()["type"], "cancelled")
+        self.assertEqual(self.house.pool.work, [])
+        self.assertEqual(self.house.spool.names(), [])
+
+    def test_one_that_cannot_be_read(self) -> None:
+        self.anna.submit("bad")
+        self.house.clock.advance(1)
+        self.anna.submit("good")
+        self.house.pool.work.clear()
+        windows = sorted(self.house.directory.glob("*.windows"))
+        bad = next(p for p in windows if p.stem == self.key("bad"))
+        bad.unlink()
+        bad.mkdir()
+        self.house.open()
+        self.assertEqual(len(self.flushLoggedErrors(IsADirectoryError)), 1)
+        self.assertEqual(self.successResultOf(self.house.resumed), (1, 0))
+        bad.rmdir()
+        self.house.clock.advance(60)
+        self.house.purge()
+        self.assertEqual(len(self.house.pool.work), 2)
+
+    def key(self, id: str) -> str:
+        found = self.successResultOf(self.house.store.look("anna", id, "anna", 0.0))
+        return found.key
+
+
+class StopTests(Case):
+    """A worker that is stopped is no fault of its window."""
+
+    def test_after_two_tries(self) -> None:
+        self.anna.submit("m1")
+        self.house.pool.fail()
+        self.house.pool.fail()
+        self.house.dispatcher.drain()
+        self.house.pool.fail("the worker is being stopped")
+        self.assertEqual(self.anna.ask(type="status", id="m1")["state"], "transcribing")
+        self.assertEqual(self.house.spool.names(), [".audio", ".windows"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from twisted.internet.abstract import FileDescriptor
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.protocol import Factory
+from twisted.internet.utils import getProcessOutputAndValue
 from twisted.trial.unittest import TestCase
 
-from tests.daemonprocess import DaemonProcess, submit
+from tests.daemonprocess import ROOT, DaemonProcess, submit
 from tests.rawclient import BINARY, RawClient, frame
 from tests.speech import CHECKPOINT, STEADY, clip, recording, texts
 
@@ -253,10 +255,20 @@ class RunningTests(Case):
         await daemon.logged("ready: model")
         anna = await daemon.greet("anna")
         name, text = next(iter(texts().items()))
+        (worker,) = daemon.workers()
+        # So that the first is surely in work, and the second surely not, when the end comes.
+        os.kill(worker, signal.SIGSTOP)
         await submit(anna, "m1", clip(name).tobytes())
         await submit(anna, "m2", clip(name).tobytes())
-        await daemon.signal("TERM")
-        self.assertIn("stopped:", daemon.log)
+        while (await anna.ask(type="status", id="m1"))["state"] != "transcribing":
+            pass
+        ended = daemon.signal("TERM")
+        await daemon.logged("stopping:")
+        os.kill(worker, signal.SIGCONT)
+        await ended
+        self.assertIn("stopped: 1 recordings are left", daemon.log)
+        suffixes = sorted(path.suffix for path in (self.state / "spool").iterdir())
+        self.assertEqual(suffixes, [".audio", ".text", ".windows"])
         daemon = self.start(*TINY, "--workers", "1")
         anna = await daemon.greet("anna")
         for id in ("m1", "m2"):
@@ -313,6 +325,27 @@ class RunningTests(Case):
         daemon = self.start("--listen", f"tcp:{number}:interface=127.0.0.1", listen=False)
         await self.fails(daemon, f"tcp:{number}", "Address already in use")
         await maybeDeferred(port.stopListening)
+
+    async def test_a_port_in_use_in_the_background(self) -> None:
+        endpoint = serverFromString(reactor, "tcp:0:interface=127.0.0.1")
+        port = await endpoint.listen(Factory())
+        host: Any = port.getHost()
+        self.state.parent.mkdir(parents=True, exist_ok=True)
+        options = (
+            *(f"--pidfile={self.state}.pid", f"--logfile={self.state}.log", "transcribed"),
+            *("--listen", f"tcp:{host.port}:interface=127.0.0.1", "--state", str(self.state)),
+        )
+        out, err, code = await getProcessOutputAndValue(
+            sys.executable,
+            [str(Path(sys.executable).with_name("twistd")), *options],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        await maybeDeferred(port.stopListening)
+        self.assertEqual(code, 1)
+        # twistd shows the beginning in the terminal.
+        self.assertIn(f"cannot listen on tcp:{host.port}".encode(), out + err)
+        log = Path(f"{self.state}.log").read_text()
+        self.assertIn("Address already in use", log)
 
     async def test_wrong_options(self) -> None:
         for options, words in (

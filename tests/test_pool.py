@@ -262,13 +262,24 @@ class LoadingTests(PoolTestCase):
         self.assertEqual(self.started(), 2)
         self.assertEqual(self.started("worker 2"), 1)
 
-    def test_notPinged(self) -> None:
-        """Importing torch may well take a child longer than a ping allows."""
+    def test_hasMorePatienceThanWork(self) -> None:
+        """Importing torch may well take a child longer than a ping otherwise allows."""
         self.resolve()
-        self.child().hushed = True
-        self.pass_(100)
-        self.assertTrue(self.child().alive)
-        self.assertEqual(self.child().count(Echo), 0)
+        child = self.child()
+        child.hushed = True
+        self.pass_(15 + 119.75)
+        self.assertTrue(child.alive)
+        self.pass_(0.25)
+        self.assertEqual(child.signals, ["KILL"])
+
+    def test_aStoppedResolverIsReplaced(self) -> None:
+        self.pool.start()
+        child = self.child("resolver")
+        child.hushed = True
+        self.pass_(15 + 120)
+        self.assertEqual(child.signals, ["KILL"])
+        self.pass_(30)
+        self.assertEqual(self.started("resolver"), 2)
 
 
 class WorkingTests(PoolTestCase):

@@ -47,6 +47,8 @@ class Times:
     :ivar window_second: for a window, on top, for each second of audio in it.
     :ivar ping: between an answer and the next ping.
     :ivar pong: to answer a ping.
+    :ivar loading_pong: to answer a ping while the model is found or loaded, which may hold Python's
+        global lock for long.
     :ivar terminate: to exit when asked to, before SIGTERM.
     :ivar kill: to exit after SIGTERM, before SIGKILL.
     """
@@ -55,6 +57,7 @@ class Times:
     window_second: float = 20.0
     ping: float = 15.0
     pong: float = 30.0
+    loading_pong: float = 120.0
     terminate: float = 2.0
     kill: float = 3.0
 

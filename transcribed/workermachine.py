@@ -107,8 +107,9 @@ class _Timer:
 class _Pings:
     """Asks a child now and then whether it is there, until closed."""
 
-    def __init__(self, c: _Inputs, s: _Core) -> None:
+    def __init__(self, c: _Inputs, s: _Core, pong: float) -> None:
         self._c, self._s = c, s
+        self._pong = pong
         self._timer: _Timer | None = _Timer(s.clock)
         self._timer.set(s.times.ping, self._ping)
 
@@ -119,8 +120,8 @@ class _Pings:
 
     def _ping(self) -> None:
         assert self._timer is not None and self._s.child is not None
-        pong = self._s.times.pong
-        self._timer.set(pong, lambda: self._c._broken(f"hung: no answer within {pong:g} s"))
+        late = f"hung: no answer within {self._pong:g} s"
+        self._timer.set(self._pong, lambda: self._c._broken(late))
         maybeDeferred(self._s.child.ping).addCallbacks(self._answered, self._failed)
 
     def _answered(self, ignored: object) -> None:
@@ -130,6 +131,17 @@ class _Pings:
     def _failed(self, failure: Failure) -> None:
         if self._timer is not None:
             self._c._broken(describe(failure))
+
+
+@dataclass
+class _Loading:
+    deadline: _Timer
+    pings: _Pings | None = None
+
+    def close(self) -> None:
+        self.deadline.close()
+        if self.pings is not None:
+            self.pings.close()
 
 
 @dataclass
@@ -159,30 +171,30 @@ def describe(failure: Failure) -> str:
     return f"answered with an error or rubbish ({type(error).__name__})"
 
 
-def _loading(c: _Inputs, s: _Core) -> _Timer:
+def _loading(c: _Inputs, s: _Core) -> _Loading:
     deadline = _Timer(s.clock)
     try:
         s.child = child = s.start_child()
     except Exception as e:
         c._ended(f"could not be started: {e}")
-        return deadline
+        return _Loading(deadline)
     if s.patience is not None:
         late = f"hung: not ready within {s.patience:g} s"
         deadline.set(s.patience, lambda: c._broken(late))
     child.finished.addCallbacks(lambda _: c._ended("went away"), lambda f: c._ended(describe(f)))
     prepared = maybeDeferred(s.prepare, child)
     prepared.addCallbacks(c._prepared, lambda failure: c._broken(describe(failure)))
-    return deadline
+    return _Loading(deadline, _Pings(c, s, s.times.loading_pong))
 
 
 def _idle(c: _Inputs, s: _Core, answer: object) -> _Pings:
-    return _Pings(c, s)
+    return _Pings(c, s, s.times.pong)
 
 
 def _busy(c: _Inputs, s: _Core, job: Job) -> _Busy:
     assert s.child is not None
     seconds = s.times.window + s.times.window_second * job.seconds
-    busy = _Busy(job, _Timer(s.clock), _Pings(c, s))
+    busy = _Busy(job, _Timer(s.clock), _Pings(c, s, s.times.pong))
     busy.deadline.set(seconds, lambda: c._broken(f"hung: no result within {seconds:g} s"))
 
     def answered(box: dict[str, Any]) -> None:
@@ -243,8 +255,8 @@ def _build() -> Callable[[_Core], _Inputs]:
     new.upon(_Inputs.start).to(loading).returns(None)
 
     @loading.upon(_Inputs._prepared).to(idle)
-    def becomeReady(c: _Inputs, s: _Core, deadline: _Timer, answer: object) -> None:
-        deadline.close()
+    def becomeReady(c: _Inputs, s: _Core, loading: _Loading, answer: object) -> None:
+        loading.close()
         s.owner.prepared(s.worker, answer)
 
     @idle.upon(_Inputs.work).to(busy)
@@ -309,8 +321,8 @@ def _build() -> Callable[[_Core], _Inputs]:
         s.tell(lambda child: child.shutdown())
 
     @loading.upon(_Inputs.stop).to(stopping)
-    def interrupt(c: _Inputs, s: _Core, deadline: _Timer) -> None:
-        deadline.close()
+    def interrupt(c: _Inputs, s: _Core, loading: _Loading) -> None:
+        loading.close()
         s.tell(lambda child: child.close())
 
     @busy.upon(_Inputs.stop).to(stopping)

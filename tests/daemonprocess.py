@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,11 @@ class DaemonProcess(ProcessProtocol):
         self.ended: Deferred[int | None] = Deferred()
         self._reactor = reactor
         self._waiting: list[tuple[str, Deferred[None]]] = []
-        # A unix socket's path may have some hundred bytes only: named from where trial runs.
-        self._socket = state.parent / f"{state.name}.socket"
-        self.endpoint = f"unix:{os.path.relpath(self._socket)}"
+        # Not below trial's folder: a unix socket's path may have 107 bytes only.
+        self._folder = tempfile.TemporaryDirectory()
+        self.endpoint = f"unix:{self._folder.name}/socket"
         if listen:
-            options = (*options, "--listen", f"unix:{os.path.relpath(self._socket)}")
+            options = (*options, "--listen", self.endpoint)
         twistd = [str(Path(sys.executable).with_name("twistd")), "-n", "--pidfile="]
         program = [sys.executable, "-m", "twisted"] if twist else [sys.executable, *twistd]
         self.transport = reactor.spawnProcess(
@@ -70,6 +71,7 @@ class DaemonProcess(ProcessProtocol):
         for _, waiting in self._waiting:
             waiting.errback(AssertionError(f"the daemon has ended:\n{self.log}"))
         self._waiting.clear()
+        self._folder.cleanup()
         end: Any = reason.value
         self.ended.callback(0 if reason.check(ProcessDone) else end.exitCode)
 

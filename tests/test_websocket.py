@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from socket import SO_SNDBUF, SOL_SOCKET
 from typing import Any
@@ -57,7 +58,10 @@ class Case(TestCase):
         # Most tests leave a window in work, which nobody will finish.
         self.patch(service, "DRAIN_SECONDS", 0.0)
         self.path = Path(self.mktemp())
-        self.socket = f"unix:{Path(self.mktemp()).absolute()}"
+        # Not below trial's folder: a unix socket's path may have 107 bytes only.
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.socket = f"unix:{folder.name}/socket"
         self.pool = LoadingPool()
         self.start()
         self.addCleanup(self.stop)

@@ -1,9 +1,8 @@
-# make run: the daemon on 127.0.0.1:6000.  make test: the tests.  make check: lint and types.
+# make run: the daemon on 127.0.0.1:6000, its state in ./var.  make test: the tests.  make check: lint and types.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-STATE ?= var
 # More options for the daemon: make run ARGS="--model embedded"
 ARGS ?=
 # Which tests: make test TESTS=tests.test_wire
@@ -12,7 +11,7 @@ TESTS ?= tests
 .PHONY: run install test check clean
 
 run: install
-	$(BIN)/twistd -n --pidfile= transcribed --state $(STATE) $(ARGS)
+	$(BIN)/twistd -n --pidfile= transcribed $(ARGS)
 
 install: $(VENV)/.installed
 
@@ -20,6 +19,7 @@ install: $(VENV)/.installed
 $(VENV)/.installed: requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing the packages of requirements.txt: this takes some minutes"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
 		--config-settings editable_mode=compat --editable .

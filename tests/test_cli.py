@@ -123,6 +123,16 @@ class TestCommands(_WithDaemon):
         self.assertEqual(await self.check(task.OK, "send", self.file, "--id", "m1"), "m1\n")
         self.assertEqual(len(self.daemon.sessions), 3)
 
+    async def test_ack(self) -> None:
+        self.daemon.texts["m1"] = "hej"
+        await self.check(task.OK, "send", self.file, "--id", "m1")
+        await self.check(task.OK, "fetch", "m1", "--no-ack")
+        await self.check(task.OK, "ack", "m1")
+        self.assertTrue(self.daemon.kept["m1"].acked)
+
+    async def test_nobody(self) -> None:
+        await self.check(task.USAGE, "--as", "", "list")
+
     async def test_fetch(self) -> None:
         self.daemon.texts["m1"] = "hej"
         await self.check(task.OK, "send", self.file, "--id", "m1")

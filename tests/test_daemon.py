@@ -124,9 +124,9 @@ class DeliveryTests(Case):
         transcript = await self.fetch(anna, "m1", "anna")
         self.assertTrue(transcript["words"])
         self.assertIn("embedded", transcript["model"])
-        self.assertIn("instead of the mission's model", daemon.log)
+        self.assertIn("the small embedded Whisper base is used instead", daemon.log)
         welcome = (await daemon.greet("anna")).welcome
-        self.assertIn("instead of the mission's model", welcome["warning"])
+        self.assertIn("the small embedded Whisper base is used instead", welcome["warning"])
 
 
 class KillTests(Case):

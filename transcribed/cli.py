@@ -45,7 +45,7 @@ _COMMON = (
     ),
     click.option("--cafile", metavar="FILE", help="For wss: trust the certificates in FILE only."),
     click.option("--json", is_flag=True, help="One JSON object a line."),
-    click.option("--quiet", "-q", is_flag=True, help="No progress on stderr."),
+    click.option("--quiet", "-q", is_flag=True, help="No progress and no warnings on stderr."),
 )
 
 
@@ -57,6 +57,8 @@ def _common(command: _F) -> _F:
 
 
 def _task(context: click.Context, /, given: dict[str, Any], job: Job) -> Task:
+    if "" in (given["party"], context.obj["party"]):
+        raise click.UsageError("--as names nobody")
     options = {name: given[name] or context.obj[name] for name in context.obj}
     party = options["party"] or os.environ.get("TRANSCRIBE_PARTY")
     if not party:
@@ -269,6 +271,22 @@ def watch(context: click.Context, /, **common: Any) -> Task:
     async def job(client: Client, terminal: Terminal) -> int:
         await terminal.connect(client)
         await terminal.watch(client, lambda e: [e.id, e.owner, e.receiver, e.state, e.progress])
+        return OK
+
+    return _task(context, common, job)
+
+
+@cli.command()
+@_ID
+@_OWNER
+@_common
+@click.pass_context
+def ack(context: click.Context, /, id: str, owner: str | None, **common: Any) -> Task:
+    """Say that you have the text of ID, after fetch --no-ack, or that you know that it failed."""
+
+    async def job(client: Client, terminal: Terminal) -> int:
+        await terminal.connect(client)
+        terminal.write_json(await client.ack(id, owner))
         return OK
 
     return _task(context, common, job)

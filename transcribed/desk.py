@@ -425,6 +425,10 @@ class Desk:
 
     def changed(self, transcript: Transcript, progress: float) -> None:
         """A transcript has changed: tell those who watch and those who wait."""
+        if transcript.state is not State.TRANSCRIBING:
+            self._log.info(
+                "{t.owner}/{t.id} for {t.receiver}, {t.seconds} s, is {t.state}", t=transcript
+            )
         for party in {transcript.owner, transcript.receiver}:
             for watcher in list(self._watchers.get(party, [])):
                 try:
@@ -507,7 +511,6 @@ class Desk:
         expired = await self.store.expire(self.now())
         for transcript in expired:
             self._give_up(transcript.key)
-            self._log.info("{owner}/{id} has expired", owner=transcript.owner, id=transcript.id)
         drops = [self._spool.drop(transcript.key) for transcript in expired]
         await DeferredList([*drops, self._spool.drop_again()], consumeErrors=True)
         for transcript in expired:

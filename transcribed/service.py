@@ -159,7 +159,11 @@ class Daemon(Service):
             )
         if reason is not None:
             # Nothing runs yet, and a traceback would hide what the operator must know.
-            raise self._refusal(f"transcribed: cannot listen on {description}: {reason}")
+            line = f"transcribed: cannot listen on {description}: {reason}"
+            if self._refusal is not SystemExit:
+                # In the background, twistd only passes the beginning on.
+                self._log.critical("{line}", line=line)
+            raise self._refusal(line)
 
     async def _resume(self) -> None:
         try:
@@ -183,8 +187,6 @@ class Daemon(Service):
                 "ready: model {s.model}, {s.precision}, {s.workers} workers x {s.threads} threads",
                 s=status,
             )
-            if status.warning:
-                self._log.warn("{text}", text=status.warning)
         self._dispatcher.pump()
 
     async def _purge_now(self) -> None:

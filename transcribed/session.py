@@ -177,7 +177,7 @@ def _audio_unknown(proto: Conversation, core: Core, data: bytes, begins: bool) -
 
 @_greeting.upon(Conversation.bad).loop()
 def _bad_unknown(proto: Conversation, core: Core, error: BadMessage, ref: str | None) -> None:
-    core.send_unauthenticated("say hello first", ref)
+    core.send_unauthenticated(f"a good hello must come first: {error.reason}", ref)
 
 
 @_greeting.upon(Conversation.bad_submit).loop()

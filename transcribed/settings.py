@@ -108,8 +108,8 @@ def _endpoint(text: str) -> str:
         host = named.get("interface", plain[1] if len(plain) > 1 else "").replace("\\", "")
         if not is_loopback(host):
             raise WrongValue(
-                "an interface on loopback, such as tcp:6000:interface=127.0.0.1, as clients need "
-                "no credentials"
+                "an interface on loopback, such as tcp:6000:interface=127.0.0.1 or "
+                "tcp6:6000:interface=\\:\\:1, as clients need no credentials"
             )
     elif kind not in ("unix", "systemd") or not any(fields) or named.get("address") == "":
         raise WrongValue(

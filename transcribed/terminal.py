@@ -61,7 +61,7 @@ class Terminal:
     async def connect(self, client: Client) -> None:
         """Connects, and passes on what the daemon warns of."""
         welcome = await client.connect()
-        if welcome.warning:
+        if welcome.warning and not self._quiet:
             self.warn(f"the daemon warns: {welcome.warning}")
 
     def write(self, answer: msgspec.Struct, text: str) -> None:

@@ -56,7 +56,7 @@ def resolve(asked: str, cache_dir: str) -> Model:
     """The model that `asked` stands for, with its files on this machine.
 
     :param asked: a directory; a Hub name (``owner/name``), looked for in the Hub's cache, without
-        any network, before it is fetched; ``embedded``; or ``auto``, which is the mission's model
+        any network, before it is fetched; ``embedded``; or ``auto``, which is :data:`MISSION`
         from the Hub or else, with a warning, the embedded one.
     :param cache_dir: where the embedded model is unpacked. (The Hub's cache is its library's own.)
     :raises ModelUnavailable: with a sentence that says why.
@@ -69,7 +69,7 @@ def resolve(asked: str, cache_dir: str) -> Model:
         except ModelUnavailable as e:
             return _embedded(
                 cache_dir,
-                f"{e}: the embedded Whisper base is used instead of the mission's model",
+                f"{e}: the small embedded Whisper base is used instead",
             )
     directory = Path(asked).expanduser()
     if directory.is_dir():

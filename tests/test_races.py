@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.fakes import FakePool, House, ImmediateSpool, Party
@@ -189,6 +189,34 @@ class UploadTests(Case):
         self.house.spool.let()
         self.assertEqual(self.other.heard()["type"], "cancelled")
         self.assertEqual(third.ask(type="end", id="m2")["type"], "accepted")
+
+    def test_whose_record_may_or_may_not_be_there(self) -> None:
+        """A commit that reports an error: the audio must not go before that is known."""
+        self.upload(self.anna)
+        run = self.house.store.pool.runInteraction
+
+        def commit_and_fail(work: Callable[[Any], Any]) -> Deferred[Any]:
+            return run(work).addCallback(lambda _: fail(RuntimeError("disk I/O error")))
+
+        self.house.store.pool.runInteraction = commit_and_fail  # type: ignore[method-assign]
+        answer = self.anna.ask(type="end", id="m1")
+        self.house.store.pool.runInteraction = run  # type: ignore[method-assign]
+        self.assertEqual(answer["code"], "internal")
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+        self.house.purge()
+        self.house.pool.answer(TEXT)
+        self.assertEqual(self.fetch(self.house.party("anna"))["text"], TEXT)
+
+    def test_whose_record_is_not_there(self) -> None:
+        self.upload(self.anna)
+        self.house.store.pool.broken = RuntimeError("the database is locked")
+        self.assertEqual(self.anna.ask(type="end", id="m1")["code"], "internal")
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+        self.house.store.pool.broken = None
+        self.house.purge()
+        self.house.pool.answer(TEXT)
+        self.assertEqual(self.house.spool.names(), [])
+        self.assertEqual(self.other.ask(type="status", id="m1")["code"], "unknown-id")
 
     def test_that_cannot_be_deleted(self) -> None:
         self.house.max_queue = 1

@@ -158,21 +158,34 @@ class Upload:
         """
         self.settled = Deferred()
         try:
-            self._check(sha256)
-            await self._intake.keep()
-            new = replace(self.transcript, state=State.QUEUED, sha256=self._intake.sha256)
-            kept = await self._desk.store.accept(new)
-            if kept.key == new.key:
-                self._desk._enqueue(new)
-            else:
-                self._intake.discard()
-            return kept
-        except BaseException:
-            self._intake.discard()
-            raise
+            return await self._keep(sha256)
         finally:
             self._end()
             self.settled.callback(None)
+
+    async def _keep(self, sha256: str | None) -> Transcript:
+        try:
+            self._check(sha256)
+            await self._intake.keep()
+        except BaseException:
+            self._intake.discard()
+            raise
+        new = replace(self.transcript, state=State.QUEUED, sha256=self._intake.sha256)
+        try:
+            kept = await self._desk.store.accept(new)
+        except TranscribedError:
+            self._intake.discard()
+            raise
+        except BaseException:
+            # It is not known whether the record is there. The audio stays, and is taken up: if there
+            # is no record, it is dropped in the end.
+            self._desk._left[new.key] = new
+            raise
+        if kept.key == new.key:
+            self._desk._enqueue(new)
+        else:
+            self._intake.discard()
+        return kept
 
     def _check(self, sha256: str | None) -> None:
         if not self._intake.size:

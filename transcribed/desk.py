@@ -177,8 +177,8 @@ class Upload:
             self._intake.discard()
             raise
         except BaseException:
-            # It is not known whether the record is there. The audio stays, and is taken up: if there
-            # is no record, it is dropped in the end.
+            # It is not known whether the record is there. The audio stays, and is taken up: if
+            # there is no record, it is dropped in the end.
             self._desk._left[new.key] = new
             raise
         if kept.key == new.key:

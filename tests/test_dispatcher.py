@@ -259,6 +259,13 @@ class ResumeTests(Case):
         answer = self.anna.ask(type="fetch", id="m1")
         self.assertEqual((answer["code"], answer["reason"]), ("failed", "the audio is lost"))
 
+    def test_audio_that_is_lost_later(self) -> None:
+        self.anna.submit("m1")
+        for path in self.house.directory.glob("*.audio"):
+            path.unlink()
+        self.house.pool.answer("hej")
+        self.assertEqual(self.anna.ask(type="fetch", id="m1")["code"], "failed")
+
     def test_before_the_model_is_known(self) -> None:
         self.house.pool.model = None
         self.anna.submit("m1")

@@ -354,7 +354,7 @@ class TextTests(SpoolTestCase):
     def test_aDeletedRecordingGetsNone(self) -> None:
         self.kept("k1")
         self.successResultOf(self.spool.drop("k1"))
-        self.successResultOf(self.spool.keep_text("k1", TEXT))
+        self.assertFalse(self.successResultOf(self.spool.keep_text("k1", TEXT)))
         self.assertEqual(self.files(), [])
 
     def test_missing(self) -> None:

@@ -150,12 +150,16 @@ class Dispatcher:
             return
         try:
             await self._begin(job)
-            await self._spool.keep_text(job.key, transcription)
-            change = await self._store.finish(job.key, self._pool.model.name)
+            kept = await self._spool.keep_text(job.key, transcription)
+            change = await self._store.finish(job.key, self._pool.model.name) if kept else None
         except Exception as e:
             self._again(job, e, self._conclude)
             return
-        await self._over(job, change, 1.0)
+        if kept:
+            await self._over(job, change, 1.0)
+        else:
+            # It was deleted meanwhile. Where nobody asked for that, it has failed.
+            await self._fail(job, "the audio is lost")
 
     async def _fail(self, job: Job, reason: str) -> None:
         self._scheduler.stop(job)
@@ -184,6 +188,8 @@ class Dispatcher:
             error=repr(error),
             seconds=RETRY_STORING,
         )
+        if self._draining:
+            return
 
         def retry() -> None:
             del self._retries[job.key]

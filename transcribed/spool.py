@@ -208,18 +208,22 @@ class Spool:
 
         return self._inOrder(key, work)
 
-    def keep_text(self, key: str, transcription: Transcription) -> Deferred[None]:
-        """Fires when the text would survive a loss of power; keeps none of a deleted recording."""
+    def keep_text(self, key: str, transcription: Transcription) -> Deferred[bool]:
+        """Fires when the text would survive a loss of power; keeps none of a deleted recording.
 
-        def work() -> None:
+        Answers whether it was kept.
+        """
+
+        def work() -> bool:
             if not self.audio_path(key).exists():
-                return
+                return False
             path = self._path(key, TEXT)
             with open(path, "wb", opener=_private) as file:
                 file.write(msgspec.json.encode(transcription))
                 file.flush()
                 os.fsync(file.fileno())
             sync_directory(self.directory)
+            return True
 
         return self._inOrder(key, work)
 

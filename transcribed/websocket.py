@@ -12,7 +12,8 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from transcribed.interfaces import ISessionPeer
-from transcribed.session import INTERNAL, Session
+from transcribed.requests import INTERNAL
+from transcribed.session import Session
 from transcribed.wire import MAX_TEXT, SUBPROTOCOL
 
 GOING_AWAY, TOO_BIG, TRY_AGAIN_LATER = 1001, 1009, 1013

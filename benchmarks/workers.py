@@ -6,7 +6,7 @@ where that is not at hand. For each split it starts the real pool and prints
 
 - audio seconds transcribed a second, with windows of 20 s always waiting,
 - seconds until the text of a 5 s message on an otherwise idle pool, and
-- MiB of memory that the workers have to themselves (PSS: shared pages counted once).
+- MiB of memory of all workers together (PSS: pages that they share counted once).
 
 The splits are measured in turns, `--rounds` times, and the medians printed.
 """

@@ -9,7 +9,7 @@ from socket import SO_SNDBUF, SOL_SOCKET
 from typing import Any
 
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred, fail, gatherResults
 from twisted.internet.endpoints import clientFromString
 from twisted.internet.protocol import Factory
 from twisted.trial.unittest import TestCase
@@ -33,6 +33,7 @@ from transcribed.interfaces import PoolStatus
 from transcribed.service import Daemon, StateDirectory
 from transcribed.settings import Settings
 from transcribed.storage.sqlite import SQLiteStore
+from transcribed.transcript import Transcript
 
 SECOND = b"\1\0" * 16000
 
@@ -300,6 +301,36 @@ class ProbeTests(Case):
         client = await connect(reactor, self.endpoint)
         answer = await client.ask(type="hello", party="anna")
         self.assertEqual(answer["warning"], "only a fallback")
+
+
+class PurgeTests(Case):
+    """The purge on its timer."""
+
+    async def test_no_error_stops_it(self) -> None:
+        self.patch(service, "PURGE_SECONDS", 0.01)
+        await self.stop()
+        self.start()
+        assert self.daemon is not None
+        store = self.daemon._desk.store
+        expire = store.expire
+        tries: list[float] = []
+
+        def broken(now: float) -> Deferred[list[Transcript]]:
+            tries.append(now)
+            if len(tries) == 1:
+                raise RuntimeError("raised at once")
+            return fail(RuntimeError("the database is locked")) if len(tries) < 4 else expire(now)
+
+        client = await greet(reactor, self.endpoint, "anna")
+        client.say(type="submit", id="m1", ttl=0.001)
+        client.raw(frame(BINARY, SECOND))
+        self.patch(store, "expire", broken)
+        self.assertEqual((await client.ask(type="end", id="m1"))["type"], "accepted")
+        while list((self.path / "spool").iterdir()):
+            await client.ask(type="list")
+        self.assertGreaterEqual(len(tries), 4)
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 3)
+        self.assertEqual((await client.ask(type="fetch", id="m1"))["code"], "gone")
 
 
 class StopTests(Case):

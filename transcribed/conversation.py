@@ -199,13 +199,6 @@ def _audio(proto: Conversation, core: Core, open: Open, data: bytes, begins: boo
         proto.refused({open.request.id})
 
 
-@_uploading.upon(Conversation.submit).loop()
-def _submit_twice(proto: Conversation, core: Core, open: Open, request: wire.Submit) -> None:
-    open.upload.discard()
-    core.send_bad(BadMessage("an upload is open; neither is kept"), request.ref, request.id)
-    proto.refused({open.request.id, request.id})
-
-
 @_uploading.upon(Conversation.bad_submit).loop()
 def _bad_submit_twice(
     proto: Conversation,
@@ -218,6 +211,12 @@ def _bad_submit_twice(
     open.upload.discard()
     core.send_bad(error, ref, id)
     proto.refused({open.request.id, id})
+
+
+@_uploading.upon(Conversation.submit).loop()
+def _submit_twice(proto: Conversation, core: Core, open: Open, request: wire.Submit) -> None:
+    error = BadMessage("an upload is open; neither is kept")
+    _bad_submit_twice(proto, core, open, error, request.ref, request.id)
 
 
 @_uploading.upon(Conversation.bad_end).loop()

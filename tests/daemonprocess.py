@@ -101,9 +101,14 @@ class DaemonProcess(ProcessProtocol):
         return await greet(self._reactor, self.endpoint, party)
 
 
+def feed(client: RawClient, audio: bytes) -> None:
+    """Send some of a recording's audio."""
+    for start in range(0, len(audio), CHUNK):
+        client.raw(frame(BINARY, audio[start : start + CHUNK]))
+
+
 async def submit(client: RawClient, id: str, audio: bytes, **more: Any) -> dict[str, Any]:
     """Send a whole recording; the daemon's answer."""
     client.say(type="submit", id=id, **more)
-    for start in range(0, len(audio), CHUNK):
-        client.raw(frame(BINARY, audio[start : start + CHUNK]))
+    feed(client, audio)
     return await client.ask(type="end", id=id)

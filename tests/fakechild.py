@@ -11,7 +11,7 @@ from twisted.internet.error import ProcessDone, ProcessTerminated
 from twisted.protocols.amp import AMP, Command
 from twisted.python.failure import Failure
 
-from transcribed.commands import LoadModel, ResolveModel, TranscribeWindow
+from transcribed.commands import LoadModel, ResolveModel, TranscribeWindows
 from transcribed.work import Child
 
 
@@ -133,9 +133,9 @@ class _Far(AMP):
     def load(self, **arguments: Any) -> Any:
         return self._child.arrived(LoadModel, arguments)
 
-    @TranscribeWindow.responder
+    @TranscribeWindows.responder
     def transcribe(self, **arguments: Any) -> Any:
-        return self._child.arrived(TranscribeWindow, arguments)
+        return self._child.arrived(TranscribeWindows, arguments)
 
     def echo(self, **arguments: Any) -> Any:
         return self._child.arrived(Echo, arguments)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,16 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
-from transcribed.desk import Desk, Terms
+from transcribed.desk import Desk
 from transcribed.dispatcher import Dispatcher
 from transcribed.errors import RecognitionFailed
-from transcribed.interfaces import PoolStatus, SpooledAudio
-from transcribed.recognition import Model, Window, WindowResult, Word, WordsResult
+from transcribed.interfaces import PoolStatus
+from transcribed.recognition import Model, Piece, Window, WindowResult, Word, WordsResult
 from transcribed.scheduler import Scheduler
 from transcribed.session import Session
 from transcribed.spool import Spool
 from transcribed.storage._base import SQLStore
+from transcribed.upload import Terms
 from transcribed.wire import Limits, Welcome
 
 MODEL = Model("fake", "/nowhere", "whisper", "digest-1", 1, ("sv", "en"), core=20, context=3)
@@ -80,17 +82,31 @@ class ImmediateSpool(Spool):
         return sorted(path.suffix for path in self.directory.iterdir())
 
 
+@dataclass
+class Batch:
+    """What a fake worker has in work, and its answer to come."""
+
+    pieces: Sequence[Piece]
+    results: Deferred[list[WindowResult]]
+
+    @property
+    def window(self) -> Window:
+        """Its window, where it is but one."""
+        (piece,) = self.pieces
+        return piece.window
+
+
 class FakePool:
     """Recognizers whose answers the test gives.
 
-    :ivar work: what is being transcribed: the audio, the window, the language, the answer to come.
+    :ivar work: what is being transcribed, in the order in which it was begun.
     """
 
     def __init__(self, workers: int = 1, model: Model | None = MODEL) -> None:
         self.model = model
         self.workers = workers
         self.whenFree: Callable[[], None] = lambda: None
-        self.work: list[tuple[SpooledAudio, Window, str, Deferred[WindowResult]]] = []
+        self.work: list[Batch] = []
 
     @property
     def idle(self) -> int:
@@ -108,24 +124,30 @@ class FakePool:
         """Nothing to stop."""
         return succeed(None)
 
-    def transcribe(
-        self, audio: SpooledAudio, window: Window, language: str
-    ) -> Deferred[WindowResult]:
+    def transcribe(self, pieces: Sequence[Piece]) -> Deferred[list[WindowResult]]:
         """Wait for the test's answer."""
         assert self.idle
-        answer: Deferred[WindowResult] = Deferred()
-        self.work.append((audio, window, language, answer))
-        return answer
+        batch = Batch(pieces, Deferred())
+        self.work.append(batch)
+        return batch.results
 
     def answer(self, *words: str, at: int = 0) -> None:
-        """A worker has heard `words`, a second each, in the window that it has for longest."""
-        heard = [Word(word, i, i + 1, 0.5) for i, word in enumerate(words)]
-        self.work.pop(at)[3].callback(WordsResult(heard))
+        """A worker has heard `words`, a second each, in its one window."""
+        assert len(self.work[at].pieces) == 1, self.work[at].pieces
+        self.answer_all(words, at=at)
+
+    def answer_all(self, *heard: Sequence[str], at: int = 0) -> None:
+        """A worker has heard some words, a second each, in each window of its batch."""
+        results: list[WindowResult] = [
+            WordsResult([Word(word, i, i + 1, 0.5) for i, word in enumerate(words)])
+            for words in heard
+        ]
+        self.work.pop(at).results.callback(results)
         self.whenFree()
 
     def fail(self, reason: str = "the worker died", at: int = 0) -> None:
         """A worker has failed."""
-        self.work.pop(at)[3].errback(RecognitionFailed(reason))
+        self.work.pop(at).results.errback(RecognitionFailed(reason))
         self.whenFree()
 
 

@@ -11,16 +11,16 @@ from typing import Any
 from ampoule.child import AMPChild
 from twisted.internet.defer import Deferred
 
-from transcribed.commands import LoadModel, ResolveModel, TranscribeWindow
+from transcribed.commands import LoadModel, ResolveModel, TranscribeWindows
 from transcribed.errors import RecognitionFailed
-from transcribed.recognition import CTCResult, Model, encode
+from transcribed.recognition import CTCResult, Model, decode_pieces, encode, encode_results
 
 
 class StubWorker(AMPChild):  # type: ignore[misc]
     """Answers windows with its pid in place of the stride."""
 
     @ResolveModel.responder
-    def resolve(self, asked: str, cache: str) -> dict[str, object]:
+    def resolve(self, asked: str, **rest: object) -> dict[str, object]:
         print("a line on stdout")
         return {"model": encode(Model(asked, "/m", "ctc", "x", 1, None, 20, 3))}
 
@@ -28,15 +28,17 @@ class StubWorker(AMPChild):  # type: ignore[misc]
     def load(self, model: bytes, threads: int, language: str) -> dict[str, object]:
         return {"precision": f"{os.environ['OMP_NUM_THREADS']} threads"}
 
-    @TranscribeWindow.responder
-    def transcribe(self, path: str, **rest: Any) -> Any:
+    @TranscribeWindows.responder
+    def transcribe(self, pieces: bytes) -> Any:
+        batch = decode_pieces(pieces)
+        path = batch[0].audio.path
         if path == "exit":
             os._exit(7)
         if path.startswith("orphan:"):
             Path(path.partition(":")[2]).write_text(str(subprocess.Popen(["sleep", "100"]).pid))
             os._exit(8)
         if path == "rubbish":
-            return {"result": b"rubbish"}
+            return {"results": b"rubbish"}
         if path == "sigstop":
             os.kill(os.getpid(), signal.SIGSTOP)
         if path == "refuse":
@@ -47,4 +49,4 @@ class StubWorker(AMPChild):  # type: ignore[misc]
             os.write(4, b"\xff" * 100)
         if path in ("wait", "sigstop", "noise"):
             return Deferred()
-        return {"result": encode(CTCResult(float(os.getpid()), "|", []))}
+        return {"results": encode_results([CTCResult(float(os.getpid()), "|", [])] * len(batch))}

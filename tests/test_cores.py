@@ -7,9 +7,16 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from transcribed.cores import WORKER_OVERHEAD, available_cores, available_memory, share_out
+from transcribed.cores import (
+    WORKER_OVERHEAD,
+    available_cores,
+    available_memory,
+    fitting_workers,
+    share_out,
+)
 
 LARGE = 1_262_000_000  # bytes of wav2vec2-large in float32
+EACH = int(LARGE * 1.5) + WORKER_OVERHEAD
 GB = 1_000_000_000
 
 
@@ -21,8 +28,11 @@ class ShareOutTests(SynchronousTestCase):
         memory: int | None = None,
         workers: int | None = None,
         threads: int | None = None,
+        *,
+        size: int = LARGE,
+        shared: int = 0,
     ) -> None:
-        self.assertEqual(share_out(cores, memory, LARGE, workers, threads), expected)
+        self.assertEqual(share_out(cores, memory, size, shared, workers, threads), expected)
 
     def test_workersFirst(self) -> None:
         self.check((8, 1), 8, 64 * GB)
@@ -31,11 +41,25 @@ class ShareOutTests(SynchronousTestCase):
 
     def test_memoryBounds(self) -> None:
         """What memory keeps from being workers becomes threads."""
-        each = int(LARGE * 1.5) + WORKER_OVERHEAD
-        self.check((2, 4), 8, 3 * each - 1)
-        self.check((3, 2), 8, 3 * each)
+        self.check((2, 4), 8, 3 * EACH - 1)
+        self.check((3, 2), 8, 3 * EACH)
         self.check((1, 8), 8, 1)
         self.check((1, 8), 8, 0)
+
+    def test_sharedWeights(self) -> None:
+        """Weights that are mapped by all count once, however many workers there are."""
+        self.check((4, 2), 8, LARGE + 4 * WORKER_OVERHEAD, size=0, shared=LARGE)
+        self.check((3, 2), 8, LARGE + 4 * WORKER_OVERHEAD - 1, size=0, shared=LARGE)
+        self.check((2, 4), 8, GB + 2 * EACH, shared=GB)
+        self.check((1, 8), 8, GB - 1, shared=GB)
+        self.check((8, 1), 8, None, shared=GB)
+
+    def test_fitting(self) -> None:
+        """It may be that not even one fits."""
+        self.assertEqual(fitting_workers(GB + 2 * EACH, LARGE, GB), 2)
+        self.assertEqual(fitting_workers(GB + EACH - 1, LARGE, GB), 0)
+        self.assertEqual(fitting_workers(GB // 2, LARGE, GB), 0)
+        self.assertIsNone(fitting_workers(None, LARGE, GB))
 
     def test_oneGiven(self) -> None:
         self.check((3, 2), 8, 64 * GB, workers=3)
@@ -56,7 +80,7 @@ class ShareOutTests(SynchronousTestCase):
         for cores in range(1, 70):
             for memory in (None, 3 * GB, 10 * GB, 40 * GB):
                 for workers, threads in [(None, None), (cores // 2 or 1, None), (None, 3)]:
-                    w, t = share_out(cores, memory, LARGE, workers, threads)
+                    w, t = share_out(cores, memory, LARGE, GB, workers, threads)
                     self.assertTrue(w >= 1 and t >= 1)
                     if threads is None or threads <= cores:
                         self.assertLessEqual(w * t, cores)

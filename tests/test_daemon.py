@@ -19,9 +19,11 @@ from twisted.internet.protocol import Factory
 from twisted.internet.utils import getProcessOutputAndValue
 from twisted.trial.unittest import TestCase
 
-from tests.daemonprocess import ROOT, DaemonProcess, submit
+from tests.daemonprocess import ROOT, DaemonProcess, feed, submit
 from tests.rawclient import BINARY, RawClient, frame
-from tests.speech import CHECKPOINT, STEADY, clip, recording, texts
+from tests.speech import CHECKPOINT, RATE, STEADY, clip, recording, texts
+from transcribed.recognition import cut
+from transcribed.spool import _read_windows
 
 TINY = ("--model", str(CHECKPOINT))
 
@@ -127,6 +129,102 @@ class DeliveryTests(Case):
         self.assertIn("the small embedded Whisper base is used instead", daemon.log)
         welcome = (await daemon.greet("anna")).welcome
         self.assertIn("the small embedded Whisper base is used instead", welcome["warning"])
+
+
+class StreamingTests(Case):
+    """A recording is transcribed while it comes in."""
+
+    PART = 80
+    FINAL = cut(PART * RATE, RATE, 20, 3)[:-1]
+
+    async def begin(self, daemon: DaemonProcess, audio: bytes) -> RawClient:
+        """Upload so much that some windows are final."""
+        anna = await daemon.greet("anna")
+        anna.say(type="submit", id="m1", receiver="bjorn")
+        feed(anna, audio[: 2 * RATE * self.PART])
+        self.assertEqual((await anna.ask(type="status", id="m1"))["seconds"], self.PART)
+        return anna
+
+    def windows(self) -> list[int]:
+        """The positions of the windows whose results are on disk."""
+        (path,) = (self.state / "spool").glob("*.windows")
+        return [window.position for window in _read_windows(path.read_bytes())]
+
+    async def done(self, anna: RawClient) -> None:
+        """Fires when all windows that are final are transcribed."""
+        while len(self.windows()) < len(self.FINAL):
+            self.assertEqual((await anna.ask(type="status", id="m1"))["state"], "uploading")
+
+    async def test_windows_are_there_before_the_end(self) -> None:
+        samples, text = recording(100, clips=STEADY)
+        daemon = self.start(*TINY)
+        anna = await self.begin(daemon, samples.tobytes())
+        await self.done(anna)
+        self.assertEqual(sorted(self.windows()), [w.position for w in self.FINAL])
+        feed(anna, samples.tobytes()[2 * RATE * self.PART :])
+        self.assertEqual((await anna.ask(type="end", id="m1"))["state"], "queued")
+        self.assertEqual((await self.fetch(anna, "m1", "anna"))["text"], text)
+
+    async def test_killed_when_it_is_accepted(self) -> None:
+        """Only what was not done is done after the next start."""
+        samples, text = recording(100, clips=STEADY)
+        total = len(cut(len(samples), RATE, 20, 3))
+        daemon = self.start(*TINY, "--workers", "1")
+        anna = await self.begin(daemon, samples.tobytes())
+        await self.done(anna)
+        (worker,) = daemon.workers()
+        os.kill(worker, signal.SIGSTOP)
+        feed(anna, samples.tobytes()[2 * RATE * self.PART :])
+        self.assertEqual((await anna.ask(type="end", id="m1"))["type"], "accepted")
+        await daemon.signal("KILL")
+        os.kill(worker, signal.SIGKILL)
+        stored = len(self.windows())
+        self.assertEqual(stored, len(self.FINAL))
+
+        daemon = self.start(*TINY, "--workers", "1")
+        anna = await daemon.greet("anna")
+        await anna.ask(type="subscribe")
+        first = await anna.heard()
+        self.assertGreaterEqual(first["progress"], round(stored / total, 4))
+        bjorn = await daemon.greet("bjorn")
+        self.assertEqual((await self.fetch(bjorn, "m1", "anna"))["text"], text)
+
+    async def test_broken_off(self) -> None:
+        """While a worker has a window of it: nothing is left, and no fault is found."""
+        daemon = self.start(*TINY, "--workers", "1")
+        await daemon.logged("ready: model")
+        (worker,) = daemon.workers()
+        os.kill(worker, signal.SIGSTOP)
+        samples, _ = recording(100, clips=STEADY)
+        anna = await self.begin(daemon, samples.tobytes())
+        anna.transport.abortConnection()
+        anna = await daemon.greet("anna")
+        while (await anna.ask(type="list"))["transcripts"]:
+            pass
+        self.assertEqual(list((self.state / "spool").iterdir()), [])
+        os.kill(worker, signal.SIGCONT)
+        name, text = next(iter(texts().items()))
+        await submit(anna, "m2", clip(name).tobytes())
+        self.assertEqual((await self.fetch(anna, "m2", "anna"))["text"], text)
+        self.assertEqual([p.suffix for p in (self.state / "spool").iterdir()], [".text"])
+        for word in ("failed", "Traceback", "given up"):
+            self.assertNotIn(word, daemon.log)
+
+
+class BatchTests(Case):
+    """Short messages that wait together."""
+
+    async def test_each_has_its_own_text(self) -> None:
+        daemon = self.start(*TINY, "--workers", "1")
+        await daemon.logged("ready: model")
+        anna = await daemon.greet("anna")
+        (worker,) = daemon.workers()
+        os.kill(worker, signal.SIGSTOP)
+        for name in STEADY:
+            await submit(anna, name, clip(name).tobytes())
+        os.kill(worker, signal.SIGCONT)
+        for name in STEADY:
+            self.assertEqual((await self.fetch(anna, name, "anna"))["text"], texts()[name])
 
 
 class KillTests(Case):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import msgspec
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.fakes import MODEL, FakePool, House
@@ -62,10 +64,11 @@ class RetryTests(Case):
     def test_a_recording_that_fails_leaves_others_alone(self) -> None:
         self.anna.submit("m1", SECOND * 60)
         self.anna.submit("m2")
-        for _ in range(3):
+        self.house.pool.fail("a poisoned window")
+        self.house.pool.answer("hej")
+        for _ in range(2):
             self.house.pool.fail("a poisoned window")
         self.assertEqual(self.state("m1"), "failed")
-        self.house.pool.answer("hej")
         self.assertEqual(self.text("m2"), "hej")
         self.assertEqual(self.house.pool.work, [])
         self.assertEqual(len(self.house.scheduler), 0)
@@ -103,6 +106,92 @@ class TwoWorkersTests(Case):
             self.house.pool.answer("hej")
         self.assertEqual(self.state(), "failed")
         self.assertEqual(self.house.spool.names(), [])
+
+
+class BatchTests(Case):
+    """Short windows that wait together go to a worker together."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.house.pool.model = msgspec.structs.replace(MODEL, batch=30.0)
+        self.bjorn = self.house.party("bjorn")
+
+    def wait(self) -> None:
+        """Three short recordings wait for the one worker."""
+        self.house.pool.workers = 0
+        for id in ("m1", "m2"):
+            self.anna.submit(id)
+        self.bjorn.submit("b1")
+        self.house.pool.workers = 1
+        self.house.pool.whenFree()
+
+    def keys(self) -> list[str]:
+        """The recordings in work, by their ids."""
+        (batch,) = self.house.pool.work
+        ids = {t.key: t.id for t in self.successResultOf(self.house.store.unfinished())}
+        return [ids[Path(piece.audio.path).stem] for piece in batch.pieces]
+
+    def theirs(self) -> list[str]:
+        b1 = self.bjorn.ask(type="fetch", id="b1", wait=False)
+        return [self.text("m1"), self.text("m2"), b1["text"]]
+
+    def test_each_has_its_own_text(self) -> None:
+        self.wait()
+        self.assertEqual(self.keys(), ["m1", "b1", "m2"])
+        self.assertEqual([self.state(id) for id in ("m1", "m2")], ["transcribing"] * 2)
+        self.house.pool.answer_all(["ett"], ["tre"], ["två"])
+        self.assertEqual(self.theirs(), ["ett", "två", "tre"])
+        self.assertEqual(self.house.spool.names(), [".text"] * 3)
+
+    def test_a_poisoned_neighbour(self) -> None:
+        """It costs the others no try: even two failures more do not end them."""
+        self.wait()
+        self.house.pool.fail()
+        tries: Counter[str] = Counter()
+        while self.house.pool.work:
+            (id,) = self.keys()
+            tries[id] += 1
+            if id == "b1" or tries[id] < 3:
+                self.house.pool.fail("poison")
+            else:
+                self.house.pool.answer({"m1": "ett", "m2": "två"}[id])
+        self.assertEqual(tries, {"m1": 3, "m2": 3, "b1": 3})
+        self.assertEqual((self.text("m1"), self.text("m2")), ("ett", "två"))
+        answer = self.bjorn.ask(type="fetch", id="b1")
+        self.assertEqual((answer["code"], answer["reason"]), ("failed", "poison"))
+
+    def test_one_of_them_is_cancelled(self) -> None:
+        self.wait()
+        self.anna.ask(type="cancel", id="m1")
+        self.house.pool.answer_all(["ett"], ["tre"], ["två"])
+        self.assertEqual(self.text("m2"), "två")
+        self.assertEqual(self.bjorn.ask(type="fetch", id="b1")["text"], "tre")
+        self.assertEqual(self.house.spool.names(), [".text"] * 2)
+
+    def test_one_of_them_cannot_be_stored(self) -> None:
+        """The others' texts do not wait for it."""
+        self.wait()
+        keep = self.house.spool.keep_text
+        (broken,) = (piece for piece in self.house.pool.work[0].pieces[1:2])
+
+        def keep_text(key: str, *rest: Any) -> Deferred[bool]:
+            return fail(FULL) if key == Path(broken.audio.path).stem else keep(key, *rest)
+
+        patch = self.patch(self.house.spool, "keep_text", keep_text)
+        self.house.pool.answer_all(["ett"], ["tre"], ["två"])
+        self.assertEqual((self.text("m1"), self.text("m2")), ("ett", "två"))
+        self.assertEqual(self.bjorn.ask(type="status", id="b1")["state"], "transcribing")
+        patch.restore()
+        self.house.clock.advance(RETRY_STORING)
+        self.assertEqual(self.bjorn.ask(type="fetch", id="b1")["text"], "tre")
+
+    def test_drained(self) -> None:
+        self.wait()
+        drained = self.house.dispatcher.drain()
+        self.assertNoResult(drained)
+        self.house.pool.answer_all(["ett"], ["tre"], ["två"])
+        self.successResultOf(drained)
+        self.assertEqual(self.theirs(), ["ett", "två", "tre"])
 
 
 class StoringTests(Case):
@@ -216,7 +305,7 @@ class ResumeTests(Case):
         self.house.pool.answer("ett")
         self.house.pool.answer("två")
         self.restart()
-        self.assertEqual(self.house.pool.work[0][1].position, 2)
+        self.assertEqual(self.house.pool.work[0].window.position, 2)
         self.assertEqual(self.anna.ask(type="status", id="m1")["progress"], 0.6667)
         self.house.pool.answer("tre")
         self.assertEqual(self.text(), "ett två tre")
@@ -236,7 +325,7 @@ class ResumeTests(Case):
         self.house.pool.answer("ett")
         self.house.pool.model = msgspec.structs.replace(MODEL, digest="digest-2")
         self.restart()
-        self.assertEqual(self.house.pool.work[0][1].position, 0)
+        self.assertEqual(self.house.pool.work[0].window.position, 0)
 
     def test_the_text_is_there_but_not_said_so(self) -> None:
         self.anna.submit("m1")

@@ -33,7 +33,7 @@ from transcribed.recognition import encode
 from transcribed.speech import models
 models.HUB_STEP, models.HUB_TOTAL = map(float, sys.argv[3:5])
 try:
-    print(encode(models.resolve(*sys.argv[1:3])).decode())
+    print(encode(models.find(*sys.argv[1:3])).decode())
 except ModelUnavailable as e:
     print("refused:", e)
 heavy = {"torch", "transformers", "ctranslate2"} & set(sys.modules)
@@ -121,48 +121,48 @@ class DirectoryTests(Case):
     """:func:`models.resolve` of directories."""
 
     def test_ctc(self) -> None:
-        model = models.resolve(str(CHECKPOINT), str(self.root))
+        model = models.find(str(CHECKPOINT), str(self.root))
         self.assertEqual((model.name, model.path), (str(CHECKPOINT), str(CHECKPOINT)))
         self.assertEqual((model.kind, model.core, model.context), ("ctc", 20, 3))
         self.assertEqual(model.size, (CHECKPOINT / "model.safetensors").stat().st_size)
         self.assertIs(model.languages, None)
         self.assertIs(model.warning, None)
-        self.assertEqual(model, models.resolve(str(CHECKPOINT), str(self.root)))
+        self.assertEqual(model, models.find(str(CHECKPOINT), str(self.root)))
 
     def test_theDigestIsOfTheFiles(self) -> None:
         files = files_of(CHECKPOINT)
-        digest = models.resolve(self.directory(files), "").digest
+        digest = models.find(self.directory(files), "").digest
         for name in ("config.json", "vocab.json"):
             other = {**files, name: files[name] + b"\n"}
-            self.assertNotEqual(models.resolve(self.directory(other), "").digest, digest)
+            self.assertNotEqual(models.find(self.directory(other), "").digest, digest)
         weights = Path(self.directory(files)) / "model.safetensors"
         for edge in (models._EDGE, 1024):  # Read as a whole; by its ends and its time.
             self.patch(models, "_EDGE", edge)
             os.utime(weights, (1, 1))
-            before = models.resolve(str(weights.parent), "").digest
+            before = models.find(str(weights.parent), "").digest
             with weights.open("r+b") as file:
                 file.seek(-1_000_000, 2)
                 file.write(b"other%d" % edge)
-            self.assertNotEqual(models.resolve(str(weights.parent), "").digest, before)
+            self.assertNotEqual(models.find(str(weights.parent), "").digest, before)
 
     def test_pytorchAndShardedWeights(self) -> None:
         files = files_of(CHECKPOINT)
         weights = files.pop("model.safetensors")
-        model = models.resolve(self.directory({**files, "pytorch_model.bin": weights}), "")
+        model = models.find(self.directory({**files, "pytorch_model.bin": weights}), "")
         self.assertEqual(model.size, len(weights))
         shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
         index = json.dumps({"weight_map": shards}).encode()
         sharded = {**files, "model.safetensors.index.json": index, shards["a"]: b"123"}
         self.assertIn("00002-of-00002", self.refused(self.directory(sharded)))
         sharded[shards["b"]] = b"45"
-        self.assertEqual(models.resolve(self.directory(sharded), "").size, 5)
+        self.assertEqual(models.find(self.directory(sharded), "").size, 5)
 
     def test_languagesOfMMS(self) -> None:
         vocabulary = json.dumps({"swe": {"a": 0}, "eng": {"b": 0}, "fra": {"c": 0}}).encode()
         files = {**files_of(CHECKPOINT), "vocab.json": vocabulary}
         self.assertIn("adapter", self.refused(self.directory(files)))
         files |= {"adapter.swe.safetensors": b"s", "adapter.eng.safetensors": b"e"}
-        self.assertEqual(models.resolve(self.directory(files), "").languages, ("eng", "swe"))
+        self.assertEqual(models.find(self.directory(files), "").languages, ("eng", "swe"))
 
     def test_whisper(self) -> None:
         tokens = ["<|endoftext|>", "<|startoftranscript|>", "<|sv|>", "<|haw|>", "<|transcribe|>"]
@@ -170,14 +170,14 @@ class DirectoryTests(Case):
         files = {"config.json": b"{}", "model.bin": b"123", "tokenizer.json": tokenizer}
         self.assertIn("vocabulary", self.refused(self.directory(files)))
         files["vocabulary.json"] = json.dumps(["a"] * 51865).encode()
-        model = models.resolve(self.directory(files), "")
+        model = models.find(self.directory(files), "")
         self.assertEqual((model.kind, model.core, model.context), ("whisper", 24, 3))
         self.assertEqual((model.languages, model.size), (("haw", "sv"), 3))
         files["vocabulary.json"] = json.dumps(["a"] * 51864).encode()
-        self.assertEqual(models.resolve(self.directory(files), "").languages, ("en",))
+        self.assertEqual(models.find(self.directory(files), "").languages, ("en",))
         del files["vocabulary.json"]
         files["vocabulary.txt"] = b"a\n" * 51864
-        self.assertEqual(models.resolve(self.directory(files), "").languages, ("en",))
+        self.assertEqual(models.find(self.directory(files), "").languages, ("en",))
         files["tokenizer.json"] = json.dumps({"added_tokens": [{"content": "<s>"}]}).encode()
         self.assertIn("not a Whisper", self.refused(self.directory(files)))
         del files["tokenizer.json"]
@@ -206,7 +206,7 @@ class EmbeddedTests(Case):
     """:func:`embedded.unpack`."""
 
     def test_isUnpackedOnceAndMendedWhenBroken(self) -> None:
-        model = models.resolve("embedded", str(self.root / "cache"))
+        model = models.find("embedded", str(self.root / "cache"))
         self.assertEqual((model.name, model.kind, model.size), ("embedded", "whisper", 145217607))
         self.assertEqual(model.digest, embedded.SHA256)
         self.assertIs(model.warning, None)
@@ -216,7 +216,7 @@ class EmbeddedTests(Case):
 
         weights = Path(model.path) / "model.bin"
         made = weights.stat()
-        self.assertEqual(models.resolve("embedded", str(self.root / "cache")), model)
+        self.assertEqual(models.find("embedded", str(self.root / "cache")), model)
         self.assertEqual(weights.stat().st_mtime_ns, made.st_mtime_ns)
 
         with weights.open("r+b") as file:
@@ -224,7 +224,7 @@ class EmbeddedTests(Case):
             file.write(b"broken")
         (Path(model.path) / "tokenizer.json").write_bytes(b"")
         with weights.open("rb") as mapped:
-            self.assertEqual(models.resolve("embedded", str(self.root / "cache")), model)
+            self.assertEqual(models.find("embedded", str(self.root / "cache")), model)
             self.assertNotEqual(os.fstat(mapped.fileno()).st_ino, weights.stat().st_ino)
         self.assertEqual(embedded._digest(weights), embedded.SHA256)
         self.assertEqual(
@@ -235,7 +235,7 @@ class EmbeddedTests(Case):
     def test_cannotBeUnpacked(self) -> None:
         (self.root / "file").write_bytes(b"")
         with self.assertRaises(ModelUnavailable) as caught:
-            models.resolve("embedded", str(self.root / "file"))
+            models.find("embedded", str(self.root / "file"))
         self.assertIn("cannot be unpacked", str(caught.exception))
 
     def test_damagedPackages(self) -> None:

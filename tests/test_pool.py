@@ -20,25 +20,35 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from tests.fakechild import FakeChild, FakeStarter
 from transcribed.children import LONGEST_LINE, LineLog, child_environment, process_starter
-from transcribed.commands import LoadModel, ResolveModel, TranscribeWindow
+from transcribed.commands import LoadModel, ResolveModel, TranscribeWindows
 from transcribed.errors import ModelUnavailable, RecognitionFailed
-from transcribed.interfaces import IRecognizerPool, SpooledAudio
+from transcribed.interfaces import IRecognizerPool
 from transcribed.pool import RecognizerPool
 from transcribed.recognition import (
     CTCResult,
     Model,
+    Piece,
     Run,
+    SpooledAudio,
     Window,
     WindowResult,
     WordsResult,
     decode,
+    decode_pieces,
     encode,
+    encode_results,
 )
 from transcribed.work import Backoff, Times
 
 MODEL = Model("some/model", "/m", "ctc", "abc", 1_000_000, ("sv",), 20, 3, "only a test")
-AUDIO = SpooledAudio("/spool/x", 16000, 1)
-WINDOW = Window(0, 0, 160000, 0, 160000)  # ten seconds
+
+
+def piece(path: str = "/spool/x", seconds: int = 10) -> Piece:
+    frames = seconds * 16000
+    return Piece(SpooledAudio(path, 16000, 1), Window(0, 0, frames, 0, frames), "sv")
+
+
+PIECE = piece()
 RESULT = CTCResult(0.02, "|", [Run("a", 1, 2, 0.5)])
 
 
@@ -55,6 +65,7 @@ class PoolTestCase(SynchronousTestCase):
         self.pool = RecognizerPool(
             "auto",
             "/cache",
+            "auto",
             self.workers,
             self.threads,
             "sv",
@@ -64,7 +75,7 @@ class PoolTestCase(SynchronousTestCase):
             resources=lambda: (4, None),
         )
         self.pool.whenFree = self.whenFree
-        self.results: list[Deferred[WindowResult]] = []
+        self.results: list[Deferred[list[WindowResult]]] = []
         self.addCleanup(self.stopAll)
 
     def whenFree(self) -> None:
@@ -110,17 +121,17 @@ class PoolTestCase(SynchronousTestCase):
         self.resolve()
         self.load(*[f"worker {n + 1}" for n in range(self.pool.status().workers)])
 
-    def transcribe(self, window: Window = WINDOW) -> Deferred[WindowResult]:
-        result = self.pool.transcribe(AUDIO, window, "sv")
+    def transcribe(self, *pieces: Piece) -> Deferred[list[WindowResult]]:
+        result = self.pool.transcribe(pieces or [PIECE])
         self.results.append(result)
         self.starter.flush()
         return result
 
     def answer(self, name: str = "worker 1") -> None:
-        self.child(name).answer(TranscribeWindow, result=encode(RESULT))
+        self.child(name).answer(TranscribeWindows, results=encode_results([RESULT]))
         self.starter.flush()
 
-    def failed(self, result: Deferred[WindowResult]) -> str:
+    def failed(self, result: Deferred[list[WindowResult]]) -> str:
         return str(self.failureResultOf(result, RecognitionFailed).value)
 
 
@@ -140,7 +151,9 @@ class ResolvingTests(PoolTestCase):
         self.pool.start()
         self.starter.flush()
         resolver = self.child("resolver")
-        self.assertEqual(resolver.asked, [(ResolveModel, {"asked": "auto", "cache": "/cache"})])
+        self.assertEqual(
+            resolver.asked, [(ResolveModel, {"asked": "auto", "cache": "/cache", "dtype": "auto"})]
+        )
         self.assertIsNone(self.pool.model)
         self.clock.advance(3600)  # a slow download
         self.assertTrue(resolver.alive)
@@ -289,22 +302,19 @@ class WorkingTests(PoolTestCase):
         self.assertEqual(self.pool.idle, 1)
         self.assertEqual(self.pool.status().ready, 2)
         command, arguments = self.child().asked[-1]
-        self.assertIs(command, TranscribeWindow)
-        self.assertEqual(decode(Window, arguments.pop("window")), WINDOW)
-        self.assertEqual(
-            arguments, {"path": "/spool/x", "rate": 16000, "channels": 1, "language": "sv"}
-        )
+        self.assertIs(command, TranscribeWindows)
+        self.assertEqual(decode_pieces(arguments["pieces"]), [PIECE])
         freed = self.freed
         self.answer()
-        self.assertEqual(self.successResultOf(result), RESULT)
+        self.assertEqual(self.successResultOf(result), [RESULT])
         self.assertEqual((self.pool.idle, self.freed), (2, freed + 1))
 
     def test_bothKinds(self) -> None:
         self.ready()
         result = self.transcribe()
-        self.child().answer(TranscribeWindow, result=encode(WordsResult([])))
+        self.child().answer(TranscribeWindows, results=encode_results([WordsResult([])]))
         self.starter.flush()
-        self.assertEqual(self.successResultOf(result), WordsResult([]))
+        self.assertEqual(self.successResultOf(result), [WordsResult([])])
 
     def test_allBusy(self) -> None:
         self.ready()
@@ -321,7 +331,7 @@ class WorkingTests(PoolTestCase):
 
         def more(result: object = None) -> None:
             while self.pool.idle and len(self.results) < 12:
-                window = self.pool.transcribe(AUDIO, WINDOW, "sv")
+                window = self.pool.transcribe([PIECE])
                 self.results.append(window)
                 window.addCallback(done.append).addCallback(more)
 
@@ -359,7 +369,7 @@ class WorkingTests(PoolTestCase):
         self.ready()
         child = self.child()
         result = self.transcribe()
-        child.refuse(TranscribeWindow, RecognitionFailed("no such file"))
+        child.refuse(TranscribeWindows, RecognitionFailed("no such file"))
         self.starter.flush()
         self.assertEqual(self.failed(result), "no such file")
         self.assertTrue(child.alive)
@@ -377,7 +387,7 @@ class WorkingTests(PoolTestCase):
         self.load("worker 1")
         self.assertEqual((self.pool.idle, self.pool.status().ready), (1, 2))
         self.answer("worker 2")
-        self.assertEqual(self.successResultOf(second), RESULT)
+        self.assertEqual(self.successResultOf(second), [RESULT])
 
     def test_exitsBusy(self) -> None:
         """Leaving without a word of farewell is no success, even with status 0."""
@@ -399,10 +409,13 @@ class WorkingTests(PoolTestCase):
         self.assertEqual(self.pool.idle, 2)
 
     def test_deadline(self) -> None:
-        """60 s and 20 s for each of the ten seconds of audio."""
+        """60 s and 20 s for each of the ten seconds of audio, of all windows together."""
         self.ready()
         child = self.child()
-        result, other = self.transcribe(), self.transcribe(Window(1, 0, 320000, 0, 320000))
+        result, other = (
+            self.transcribe(),
+            self.transcribe(PIECE, piece(seconds=4), piece(seconds=6)),
+        )
         self.pass_(259.75)
         self.assertNoResult(result)
         self.pass_(0.25)
@@ -415,18 +428,41 @@ class WorkingTests(PoolTestCase):
         self.assertIn("460 s", self.failed(other))
 
     def test_undecodable(self) -> None:
-        for rubbish in (b"", b"nonsense", b"\xff", b'{"type":"ctc"}', b"[" * 60000, b"17"):
+        for rubbish in (b"", b"nonsense", b"\xff", b'[{"type":"ctc"}]', b"[" * 60000, b"17"):
             self.tearDownPool()
             self.ready()
             child = self.child()
             result = self.transcribe()
-            child.answer(TranscribeWindow, result=rubbish)
+            child.answer(TranscribeWindows, results=rubbish)
             self.starter.flush()
             self.assertEqual(self.failed(result), "the worker answered with rubbish")
             self.assertEqual(child.signals, ["KILL"])
             self.pass_(0.5)
             self.load("worker 1")
             self.assertEqual(self.pool.idle, 2)
+
+    def test_aBatch(self) -> None:
+        self.ready()
+        batch = self.transcribe(PIECE, piece("/spool/y", 3))
+        self.assertEqual(self.pool.idle, 1)
+        arguments = self.child().asked[-1][1]
+        self.assertEqual(decode_pieces(arguments["pieces"]), [PIECE, piece("/spool/y", 3)])
+        results: list[WindowResult] = [RESULT, WordsResult([])]
+        self.child().answer(TranscribeWindows, results=encode_results(results))
+        self.starter.flush()
+        self.assertEqual(self.successResultOf(batch), results)
+        self.assertEqual(self.pool.idle, 2)
+
+    def test_anotherNumberOfResults(self) -> None:
+        for results in ([], [RESULT], [RESULT] * 3):
+            self.tearDownPool()
+            self.ready()
+            child = self.child()
+            batch = self.transcribe(PIECE, PIECE)
+            child.answer(TranscribeWindows, results=encode_results(results))
+            self.starter.flush()
+            self.assertEqual(self.failed(batch), "the worker answered with rubbish")
+            self.assertEqual(child.signals, ["KILL"])
 
     def tearDownPool(self) -> None:
         self.stopAll()
@@ -436,7 +472,7 @@ class WorkingTests(PoolTestCase):
         """The child's own AMP drops the connection over it, and the child with it."""
         self.ready()
         result = self.transcribe()
-        self.child().refuse(TranscribeWindow, ZeroDivisionError("by sv"))
+        self.child().refuse(TranscribeWindows, ZeroDivisionError("by sv"))
         self.starter.flush()
         message = self.failed(result)
         self.assertIn("error or rubbish", message)
@@ -461,7 +497,7 @@ class WorkingTests(PoolTestCase):
         child = self.child()
         self.transcribe()
         cast(Any, child).signal = child.signals.append
-        child.answer(TranscribeWindow, result=b"")
+        child.answer(TranscribeWindows, results=b"")
         self.starter.flush()
         self.pass_(60)
         self.assertEqual((child.signals, self.started()), (["KILL"], 1))
@@ -543,7 +579,7 @@ class BackoffTests(PoolTestCase):
         self.load("worker 1")
         self.transcribe()  # to the other one, which has waited longer
         self.transcribe()
-        self.child().refuse(TranscribeWindow, RecognitionFailed("no such file"))
+        self.child().refuse(TranscribeWindows, RecognitionFailed("no such file"))
         self.starter.flush()
         self.die(4)
         self.load("worker 1")
@@ -595,11 +631,11 @@ class StoppingTests(PoolTestCase):
     def test_busy(self) -> None:
         """A window in work fails; whoever hears it gets no other worker."""
         self.ready()
-        again: list[Deferred[WindowResult]] = []
+        again: list[Deferred[list[WindowResult]]] = []
         result = self.transcribe()
 
         def retry(failure: Failure) -> Failure:
-            again.append(self.pool.transcribe(AUDIO, WINDOW, "sv"))
+            again.append(self.pool.transcribe([PIECE]))
             return failure
 
         result.addErrback(retry)
@@ -620,7 +656,7 @@ class StoppingTests(PoolTestCase):
         self.ready()
         child = self.child()
         self.transcribe()
-        child.answer(TranscribeWindow, result=b"")
+        child.answer(TranscribeWindows, results=b"")
         cast(Any, child).signal = child.signals.append
         self.starter.flush()
         stopped = self.stop()
@@ -665,7 +701,7 @@ class StoppingTests(PoolTestCase):
         stopped = self.stop()
         self.failed(result)
         freed = self.freed
-        child.answer(TranscribeWindow, result=encode(RESULT))
+        child.answer(TranscribeWindows, results=encode_results([RESULT]))
         self.starter.flush()
         self.assertEqual((self.freed, self.pool.idle), (freed, 0))
         self.pass_(5)
@@ -796,6 +832,7 @@ class RealChildrenTests(TestCase):
         self.pool = RecognizerPool(
             "stub",
             "/cache",
+            "auto",
             2,
             1,
             "sv",
@@ -812,7 +849,7 @@ class RealChildrenTests(TestCase):
 
     async def pid(self) -> int:
         """The process of the worker that has waited longest; it tells in place of a stride."""
-        result = await self.pool.transcribe(AUDIO, WINDOW, "sv")
+        (result,) = await self.pool.transcribe([PIECE])
         assert isinstance(result, CTCResult)
         return int(result.stride)
 
@@ -826,7 +863,7 @@ class RealChildrenTests(TestCase):
         pids = {await self.pid(), await self.pid()}
         self.assertEqual(len(pids), 2)
         # While all the rest happens to one worker, the other one's window goes on.
-        other = self.pool.transcribe(SpooledAudio("wait", 16000, 1), WINDOW, "sv")
+        other = self.pool.transcribe([piece("wait")])
         await until(lambda: self.pool.idle == 1)
         self.assertEqual(await self.poison("exit"), "the worker died (7)")
         self.assertEqual(await self.poison("rubbish"), "the worker answered with rubbish")
@@ -845,7 +882,7 @@ class RealChildrenTests(TestCase):
 
     async def poison(self, path: str) -> str:
         try:
-            await self.pool.transcribe(SpooledAudio(path, 16000, 1), WINDOW, "sv")
+            await self.pool.transcribe([piece(path)])
         except RecognitionFailed as e:
             await until(lambda: self.pool.idle == 1)
             return str(e)

@@ -235,6 +235,57 @@ class UploadTests(Case):
         self.assertEqual(anna.sent, [], "nobody is told any more")
 
 
+class WindowTests(Case):
+    """The result of an upload's window is being kept, and the upload ends."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.anna.say(type="submit", id="m1")
+        self.anna.sound(SECOND * 40)
+        self.house.spool.holding = True
+        self.house.pool.answer(TEXT)
+
+    def test_broken_off(self) -> None:
+        self.anna.session.lost()
+        self.house.spool.let()
+        self.assertEqual(self.house.spool.names(), [])
+
+    def test_accepted(self) -> None:
+        self.anna.say(type="end", id="m1")
+        self.house.spool.let()
+        self.assertEqual(self.anna.heard()["type"], "accepted")
+        self.assertTrue(self.text_on_disk())
+        self.house.pool.answer("slut")
+        self.assertEqual(self.fetch(self.anna)["text"], f"{TEXT} slut")
+
+    def test_done_before_it_is_known_to_be_accepted(self) -> None:
+        """All but the last window are done when it is; no result is told before."""
+        self.other.ask(type="subscribe")
+        self.anna.say(type="end", id="m1")
+        self.assertEqual(self.house.pool.work, [])
+        self.assertEqual(self.other.sent, [])
+        self.house.spool.let()
+        events = [(event["state"], event["progress"]) for event in self.other.sent]
+        self.assertEqual(events, [("queued", 0.5), ("transcribing", 0.5)])
+
+    def test_cancelled_while_it_is_being_kept(self) -> None:
+        self.anna.say(type="end", id="m1")
+        self.other.say(type="cancel", id="m1")
+        self.house.spool.let()
+        self.assertEqual(self.anna.heard()["type"], "accepted")
+        self.assertEqual(self.other.heard()["type"], "cancelled")
+        self.house.pool.answer(TEXT)
+        self.assertEqual(self.house.spool.names(), [])
+
+    def test_expired_at_once(self) -> None:
+        self.house.spool.let()
+        self.anna.ask(type="end", id="m1")
+        self.house.clock.advance(3600)
+        self.house.purge()
+        self.house.pool.answer(TEXT)
+        self.assertEqual(self.house.spool.names(), [])
+
+
 class RestartTests(Case):
     """What is accepted while an earlier daemon's recordings are still being taken up."""
 

@@ -10,14 +10,20 @@ from transcribed.errors import RecognitionFailed
 from transcribed.recognition import (
     CTCResult,
     Model,
+    Piece,
     Run,
+    SpooledAudio,
     Window,
+    WindowResult,
     Word,
     WordsResult,
     cut,
     decode,
-    decode_result,
+    decode_pieces,
+    decode_results,
     encode,
+    encode_pieces,
+    encode_results,
     stitch,
 )
 
@@ -67,6 +73,27 @@ class CutTests(SynchronousTestCase):
     def test_shortRecordingsAreOneWindow(self) -> None:
         self.assertEqual(cut(26 * 8000, 8000, 20, 3), [Window(0, 0, 208000, 0, 208000)])
         self.assertEqual(len(cut(26 * 8000 + 1, 8000, 20, 3)), 2)
+
+    def test_moreAudioChangesTheLastWindowOnly(self) -> None:
+        """What is cut while a recording comes in is a prefix of what it is cut into in the end."""
+        rate = 50
+        for core, context in ((20, 3), (24, 3), (5, 0), (1, 1), (3, 7)):
+            final: list[Window] = []
+            ends = range((4 * core + 3 * context) * rate)
+            for windows in (cut(frames, rate, core, context) for frames in ends):
+                self.assertEqual(windows[:-1][: len(final)], final)
+                self.assertLessEqual(len(windows[:-1]) - len(final), 1)
+                final = windows[:-1]
+            self.assertGreater(len(final), 2)
+
+    def test_theLastWindowStaysTheLastUntilItIsTheLongest(self) -> None:
+        """So it is known without cutting again when there is another one."""
+        for core, context in ((20, 3), (5, 0)):
+            for frames in range(1, 100 * 50, 7):
+                last = cut(frames, 50, core, context)[-1]
+                most = last.start + (core + 2 * context) * 50
+                self.assertEqual(cut(most, 50, core, context)[-1].position, last.position)
+                self.assertEqual(cut(most + 1, 50, core, context)[-2].position, last.position)
 
     def test_nothingIsOneEmptyWindow(self) -> None:
         self.assertEqual(cut(0, 8000, 20, 3), [Window(0, 0, 0, 0, 0)])
@@ -125,17 +152,24 @@ class EncodingTests(SynchronousTestCase):
     """:func:`encode` and :func:`decode`."""
 
     def test_roundTrip(self) -> None:
-        for result in (ctc(Run("å", 1, 2, 0.5)), WordsResult([Word("å", 0.0, 1.0, 0.5)])):
-            self.assertEqual(decode_result(encode(result)), result)
+        results: list[WindowResult] = [
+            ctc(Run("å", 1, 2, 0.5)),
+            WordsResult([Word("å", 0.0, 1.0, 0.5)]),
+        ]
+        self.assertEqual(decode_results(encode_results(results)), results)
+        audio = SpooledAudio("/spool/å", 44100, 2)
+        pieces = [Piece(audio, window, "sv") for window in cut(100 * 44100, 44100, 20, 3)]
+        self.assertEqual(decode_pieces(encode_pieces(pieces)), pieces)
         model = Model("n", "/p", "ctc", "d", 1, ("sv",), 20, 3, "careful")
         self.assertEqual(decode(Model, encode(model)), model)
 
     def test_aWindowOfRunsFitsIntoAnAMPValue(self) -> None:
         """The most that a window of 26 seconds, ten hours into a recording, can have to say."""
         runs = [Run("å", 50 * 36000 + i, 1, 0.1234) for i in range(26 * 50)]
-        self.assertLess(len(encode(ctc(*runs))), 65535)
+        self.assertLess(len(encode_results([ctc(*runs)])), 65535)
 
     def test_rubbishRaises(self) -> None:
-        for rubbish in (b"", b"{", b"\xff", b"[]", b"{}", b'{"type":"ctc"}', b'{"type":"x"}', b"1"):
-            self.assertRaises(RecognitionFailed, decode_result, rubbish)
+        for rubbish in (b"", b"[", b"\xff", b"{}", b'[{"type":"ctc"}]', b'[{"type":"x"}]', b"[1]"):
+            self.assertRaises(RecognitionFailed, decode_results, rubbish)
+            self.assertRaises(RecognitionFailed, decode_pieces, rubbish)
         self.assertRaises(RecognitionFailed, decode, Window, b'{"position":"a"}')

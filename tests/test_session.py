@@ -115,8 +115,9 @@ class SubmitTests(Case):
                 "ref": "e",
             },
         )
-        audio, window, language, _ = self.house.pool.work[0]
-        self.assertEqual((audio.rate, audio.channels, language), (16000, 1, "sv"))
+        (piece,) = self.house.pool.work[0].pieces
+        audio, window = piece.audio, piece.window
+        self.assertEqual((audio.rate, audio.channels, piece.language), (16000, 1, "sv"))
         self.assertEqual(Path(audio.path).read_bytes(), SECOND)
         self.assertEqual((window.start, window.stop), (0, 16000))
 
@@ -134,8 +135,9 @@ class SubmitTests(Case):
     def test_rate_channels_and_language(self) -> None:
         answer = self.anna.submit("m1", bytes(6 * 44100), rate=44100, channels=2, language="en")
         self.assertEqual(answer["seconds"], 1.5)
-        audio, _, language, _ = self.house.pool.work[0]
-        self.assertEqual((audio.rate, audio.channels, language), (44100, 2, "en"))
+        (piece,) = self.house.pool.work[0].pieces
+        self.assertEqual((piece.audio.rate, piece.audio.channels), (44100, 2))
+        self.assertEqual(piece.language, "en")
 
     def test_without_receiver_there_is_one_side(self) -> None:
         for id, receiver in (("m1", None), ("m2", "anna")):
@@ -315,7 +317,7 @@ class SubmitTests(Case):
     def test_a_lost_connection_leaves_nothing(self) -> None:
         self.anna.say(type="submit", id="m1")
         self.anna.sound(SECOND)
-        self.assertEqual(self.house.spool.names(), [".audio"])
+        self.assertEqual(self.house.spool.names(), [".audio", ".windows"])
         self.anna.session.lost()
         self.assertEqual(self.house.spool.names(), [])
         self.assertEqual(self.house.party("anna").ask(type="list")["transcripts"], [])

@@ -57,6 +57,7 @@ class DefaultsTests(SettingsTestCase):
                 listen=("tcp:6000:interface=127.0.0.1",),
                 state=Path.cwd() / "var",
                 model="auto",
+                dtype="auto",
                 workers=None,
                 threads=None,
                 ttl=86400.0,
@@ -85,6 +86,7 @@ class SourceTests(SettingsTestCase):
         listen = ["tcp:7000:interface=127.0.0.1", "unix:/t:mode=600.sock"]
         state = "/var/lib/t"
         model = "org/name"
+        dtype = "bfloat16"
         workers = 3
         threads = "auto"
         ttl = 60.5
@@ -96,6 +98,7 @@ class SourceTests(SettingsTestCase):
         listen=("tcp:7000:interface=127.0.0.1", "unix:/t:mode=600.sock"),
         state=Path("/var/lib/t"),
         model="org/name",
+        dtype="bfloat16",
         workers=3,
         threads=None,
         ttl=60.5,
@@ -105,13 +108,25 @@ class SourceTests(SettingsTestCase):
     )
     FLAGS = (
         *("--listen", "tcp6:8000:interface=\\:\\:1", "--state", "/srv/t", "--model", "embedded"),
-        *("--workers", "auto", "--threads", "2", "--ttl", "1.5", "--language", "nb"),
+        *(
+            "--dtype",
+            "int8",
+            "--workers",
+            "auto",
+            "--threads",
+            "2",
+            "--ttl",
+            "1.5",
+            "--language",
+            "nb",
+        ),
         *("--max-seconds", "30", "--max-queue", "1"),
     )
     FROM_FLAGS = Settings(
         listen=("tcp6:8000:interface=\\:\\:1",),
         state=Path("/srv/t"),
         model="embedded",
+        dtype="int8",
         workers=None,
         threads=2,
         ttl=1.5,
@@ -222,6 +237,12 @@ class FileTests(SettingsTestCase):
 
 class ValueTests(SettingsTestCase):
     """Each option at its edges, as flags."""
+
+    def test_dtype(self) -> None:
+        self.assertEqual(self.parse("--dtype=float32").dtype, "float32")
+        for value in ("float16", "FLOAT32", ""):
+            self.assertFlagRefused("dtype", value, "auto", "float32", "bfloat16", "int8")
+        self.assertInFileRefused("dtype", "32", "auto")
 
     def test_workersAndThreads(self) -> None:
         for key in ("workers", "threads"):

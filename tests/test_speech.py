@@ -20,8 +20,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.speech import CHECKPOINT, RATE, STEADY, clip, recording, texts
 from transcribed.errors import ModelUnavailable, RecognitionFailed
-from transcribed.recognition import CTCResult, Transcription, Window, cut, stitch
-from transcribed.speech import Recognizer, Span, audio, load, models
+from transcribed.recognition import CTCResult, Transcription, Window, WindowResult, cut, stitch
+from transcribed.speech import Recognizer, Sound, Span, audio, load, models
 
 WHOLE = Span(0, 0, math.inf)
 SWEDISH = dict.fromkeys(["<pad>", "<s>", "</s>", "<unk>", "|", *"abcdefghijklmnopqrstuvwxyzåäö"])
@@ -43,7 +43,7 @@ class Case(SynchronousTestCase):
         return str(path)
 
     def load(self, directory: Path, language: str = "") -> Recognizer:
-        return load(models.resolve(str(directory), ""), 2, language)
+        return load(models.resolve(str(directory), str(self.root), "float32"), 2, language)
 
     def hear(
         self, recognizer: Recognizer, samples: Any, rate: int, core: int, language: str = ""
@@ -53,7 +53,7 @@ class Case(SynchronousTestCase):
         results = []
         for window in cut(len(samples), rate, core, 3):
             heard = audio.read(path, rate, 1, window.start, window.stop)
-            results.append(recognizer.transcribe(heard, Span.of(window, rate), language))
+            results += [*recognizer.transcribe([Sound(heard, Span.of(window, rate), language)])]
         return stitch(results)
 
 
@@ -63,6 +63,12 @@ def to_rate(samples: Any, rate: int) -> Any:
     # which is true enough for tones far below half the rate.
     at = numpy.arange(len(samples) * rate // RATE) * (RATE / rate)
     return numpy.interp(at, numpy.arange(len(samples)), samples).astype("<i2")
+
+
+def one(recognizer: Recognizer, samples: Any, span: Span, language: str = "") -> WindowResult:
+    """What is heard in a window by itself."""
+    (result,) = recognizer.transcribe([Sound(samples, span, language)])
+    return result
 
 
 def letters(text: str) -> str:
@@ -171,8 +177,8 @@ class TrainedTests(Case):
     def test_theCoreIsAnsweredForAndNoMore(self) -> None:
         samples, _ = recording(20)
         floats = (samples / 32768).astype(numpy.float32)
-        every = self.recognizer.transcribe(floats, WHOLE, "")
-        core = self.recognizer.transcribe(floats, Span(100, 103, 110), "")
+        every = one(self.recognizer, floats, WHOLE)
+        core = one(self.recognizer, floats, Span(100, 103, 110))
         assert isinstance(every, CTCResult) and isinstance(core, CTCResult)
         self.assertGreaterEqual(min(r.start for r in core.runs), 103 * 50)
         self.assertLessEqual(max(r.start + r.frames for r in core.runs), 110 * 50)
@@ -187,7 +193,7 @@ class TrainedTests(Case):
         for length in (0, 1, 399, 400, 401, 719, 720):
             samples = numpy.ones(length, numpy.float32)
             for span in (WHOLE, Span(0, 10, 20)):
-                result = self.recognizer.transcribe(samples, span, "")
+                result = one(self.recognizer, samples, span)
                 self.assertEqual(stitch([result]).text, "")
 
     def test_anyLanguageIsTaken(self) -> None:
@@ -267,7 +273,7 @@ class FamilyTests(Case):
 
     def compare(self, directory: Path, kind: str) -> None:
         noise = numpy.random.default_rng(1).normal(0, 0.1, 3 * RATE).astype(numpy.float32)
-        result = self.load(directory).transcribe(noise, WHOLE, "")
+        result = one(self.load(directory), noise, WHOLE)
         network = getattr(transformers, f"{kind}ForCTC").from_pretrained(directory).eval()
         processor = transformers.Wav2Vec2Processor.from_pretrained(directory)
         with torch.inference_mode():
@@ -327,7 +333,7 @@ class FamilyTests(Case):
         noise = numpy.random.default_rng(1).normal(0, 0.1, 3 * RATE).astype(numpy.float32)
 
         def hear(language: str) -> str:
-            return stitch([recognizer.transcribe(noise, WHOLE, language)]).text
+            return stitch([one(recognizer, noise, WHOLE, language)]).text
 
         swedish = hear("")
         self.assertGreater(len(swedish), 10)
@@ -371,7 +377,7 @@ class WhisperTests(Case):
 
         floats = (samples / 32768).astype(numpy.float32)
         middle = (result.words[0].start + result.words[-1].end) // 2
-        core = stitch([recognizer.transcribe(floats, Span(100, 100, 100 + middle), "sv")])
+        core = stitch([one(recognizer, floats, Span(100, 100, 100 + middle), "sv")])
         self.assertEqual(
             core.words[0].start, round(result.words[0].start + 100, 3), "times are the recording's"
         )
@@ -381,8 +387,8 @@ class WhisperTests(Case):
 
         noise = numpy.random.default_rng(1).normal(0, 0.02, 5 * RATE).astype(numpy.float32)
         for silent in (noise, numpy.zeros(20 * RATE, numpy.float32), noise[:10], noise[:0]):
-            self.assertEqual(stitch([recognizer.transcribe(silent, WHOLE, "sv")]).text, "")
-        self.assertRaises(RecognitionFailed, recognizer.transcribe, noise, WHOLE, "tlh")
+            self.assertEqual(stitch([one(recognizer, silent, WHOLE, "sv")]).text, "")
+        self.assertRaises(RecognitionFailed, one, recognizer, noise, WHOLE, "tlh")
         self.assertRaises(ModelUnavailable, load, model, 2, "tlh")
 
     def test_importsNoTorch(self) -> None:

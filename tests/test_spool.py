@@ -109,9 +109,10 @@ class PrivacyTests(SpoolTestCase):
         self.keep_windows(window(0))
         self.successResultOf(self.spool.keep_text("k1", TEXT))
         self.take_in("k2")
+        names = ("k1.audio", "k1.windows", "k1.text", "k2.audio", "k2.windows")
         self.assertEqual(
             {path.name: mode(path) for path in self.directory.iterdir()},
-            dict.fromkeys(("k1.audio", "k1.windows", "k1.text", "k2.audio"), "0o600"),
+            dict.fromkeys(names, "0o600"),
         )
 
     def test_windowsFileMadeByRecoverIsTheUsersOnly(self) -> None:
@@ -175,6 +176,20 @@ class IntakeTests(SpoolTestCase):
         self.assertTrue(intake._file.closed)
         intake.discard()
 
+    def test_windowsAreKeptWhileItComesIn(self) -> None:
+        intake = self.take_in()
+        self.keep_windows(window(0), window(1))
+        intake.write(b"\1\0")
+        self.successResultOf(intake.keep())
+        self.assertEqual(self.recovered(size=18), [window(0), window(1)])
+
+    def test_discardTakesTheWindows(self) -> None:
+        intake = self.take_in()
+        self.keep_windows(window(0))
+        intake.discard()
+        self.keep_windows(window(1))
+        self.assertEqual(self.files(), [])
+
     def test_discardAfterKeepLeavesNothing(self) -> None:
         self.kept().discard()
         self.assertEqual(self.files(), [])
@@ -199,13 +214,26 @@ class FullDiskTests(SpoolTestCase):
                 self.assertBusy(self.assertRaises(Busy, self.spool.take_in, "k1"))
         self.assertEqual(self.files(), [])
 
-    def runningOn(self, call: str, code: int) -> Any:
-        """Within it, ``os.call`` fails with `code`."""
+    def test_atCreationOfTheSecondFile(self) -> None:
+        for code in (*FULL, errno.EMFILE):
+            with self.runningOn("open", code, ".windows"):
+                error = self.assertRaises(Busy, self.spool.take_in, "k1")
+            self.assertEqual(error.retry_after, RETRY_FULL_DISK)
+            self.assertEqual(self.files(), [])
+
+    def runningOn(self, call: str, code: int, suffix: str = "") -> Any:
+        """Within it, ``os.call`` fails with `code`, for paths with that suffix."""
         test = self
+        real = getattr(os, call)
+
+        def fail(first: Any, *rest: Any, **more: Any) -> Any:
+            if not str(first).endswith(suffix):
+                return real(first, *rest, **more)
+            raise OSError(code, os.strerror(code))
 
         class Running:
             def __enter__(self) -> None:
-                self.patch = test.patch(os, call, raising(code))
+                self.patch = test.patch(os, call, fail)
 
             def __exit__(self, *_: object) -> None:
                 self.patch.restore()
@@ -446,7 +474,10 @@ class SweepTests(SpoolTestCase):
         self.take_in("newer")
         self.successResultOf(self.spool.keep_text("new", TEXT))
         self.assertEqual(self.sweep({}), 3)
-        self.assertEqual(self.files(), ["new.audio", "new.text", "new.windows", "newer.audio"])
+        self.assertEqual(
+            self.files(),
+            [*("new.audio", "new.text", "new.windows"), *("newer.audio", "newer.windows")],
+        )
 
     def test_nothingToSweep(self) -> None:
         self.assertEqual(self.sweep({"k1": State.READY}), 0)

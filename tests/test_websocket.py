@@ -74,6 +74,7 @@ class Case(TestCase):
             listen=("tcp:0:interface=127.0.0.1", self.socket),
             state=self.path,
             model="fake",
+            dtype="auto",
             workers=1,
             threads=1,
             ttl=3600,
@@ -188,8 +189,8 @@ class FrameTests(Case):
         client.raw(frame(BINARY))
         self.assertEqual(await client.frames.get(), (PONG, b"amid"))
         self.assertEqual((await client.ask(type="end", id="m1"))["seconds"], 1.0)
-        audio = self.pool.work[0][0]
-        self.assertEqual(Path(audio.path).read_bytes(), SECOND)
+        (piece,) = self.pool.work[0].pieces
+        self.assertEqual(Path(piece.audio.path).read_bytes(), SECOND)
 
     async def test_a_request_in_fragments_and_single_bytes(self) -> None:
         client = await greet(reactor, self.endpoint, "anna")
@@ -259,7 +260,7 @@ class FrameTests(Case):
         client.say(type="submit", id="m1")
         client.raw(frame(BINARY, SECOND))
         await client.ask(type="list")
-        self.assertEqual(len(list((self.path / "spool").iterdir())), 1)
+        self.assertEqual(len(list((self.path / "spool").iterdir())), 2)
         client.transport.abortConnection()
         other = await greet(reactor, self.endpoint, "anna")
         while (await other.ask(type="list"))["transcripts"]:
@@ -384,6 +385,7 @@ class StopTests(Case):
             (self.endpoint.replace("tcp:127.0.0.1:", "tcp:") + ":interface=127.0.0.1",),
             state.path,
             "fake",
+            "auto",
             1,
             1,
             60.0,

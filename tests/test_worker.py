@@ -8,24 +8,43 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from ampoule.commands import Echo, Shutdown
 from ampoule.main import AMPConnector, ProcessStarter
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import ProcessDone, ProcessTerminated
 from twisted.trial.unittest import TestCase
 
 from tests.speech import CHECKPOINT, RATE, clip, texts
-from transcribed.commands import LoadModel, ResolveModel, TranscribeWindow
+from transcribed.commands import LoadModel, ResolveModel, TranscribeWindows
 from transcribed.errors import ModelUnavailable, RecognitionFailed
-from transcribed.recognition import Model, Window, cut, decode, decode_result, encode, stitch
-from transcribed.speech.ctc import CTCRecognizer
+from transcribed.recognition import (
+    Model,
+    Piece,
+    SpooledAudio,
+    Window,
+    WindowResult,
+    Word,
+    WordsResult,
+    cut,
+    decode,
+    decode_results,
+    encode,
+    encode_pieces,
+    stitch,
+)
+from transcribed.speech import Sound
 from transcribed.worker import Worker
 
 ROOT = CHECKPOINT.parent.parent
+
+
+def piece(path: str, window: Window, rate: int = RATE, channels: int = 1) -> Piece:
+    return Piece(SpooledAudio(path, rate, channels), window, "sv")
 
 
 class Connector(AMPConnector):  # type: ignore[misc]
@@ -42,17 +61,17 @@ class Starter(ProcessStarter):  # type: ignore[misc]
 
 
 class Wordy(Worker):
-    """A worker whose model answers more than AMP can carry, once it is loaded."""
+    """A worker whose model answers more than AMP can carry."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        choose = CTCRecognizer._choose_tokens
+    precision = "float32"
 
-        def chooseMore(recognizer: CTCRecognizer) -> None:
-            choose(recognizer)
-            recognizer._tokens = [t and t * 5000 for t in recognizer._tokens]
+    @LoadModel.responder
+    def loadModel(self, model: bytes, threads: int, language: str) -> Deferred[dict[str, str]]:
+        self._recognizer = self
+        return succeed({"precision": self.precision})
 
-        CTCRecognizer._choose_tokens = chooseMore  # type: ignore[assignment,method-assign]
+    def transcribe(self, sounds: Sequence[Sound]) -> list[WindowResult]:
+        return [WordsResult([Word("ord", 0.0, 1.0, 1.0)] * 5000) for _ in sounds]
 
 
 class WorkerTests(TestCase):
@@ -84,7 +103,7 @@ class WorkerTests(TestCase):
 
     async def load(self, connector: Any) -> Model:
         answer = await connector.amp.callRemote(
-            ResolveModel, asked=str(CHECKPOINT), cache=str(self.root)
+            ResolveModel, asked=str(CHECKPOINT), cache=str(self.root), dtype="float32"
         )
         model = decode(Model, answer["model"])
         answer = await connector.amp.callRemote(
@@ -97,16 +116,14 @@ class WorkerTests(TestCase):
         # Not ampoule's Ping: the child of 24.10 ends of it, as it answers text where bytes are due.
         return (await connector.amp.callRemote(Echo, data=b"there?"))["response"]
 
-    def transcribe(self, connector: Any, path: str, window: Window | bytes, **options: Any) -> Any:
-        arguments = {
-            "path": path,
-            "rate": RATE,
-            "channels": 1,
-            "window": window if isinstance(window, bytes) else encode(window),
-            "language": "sv",
-            **options,
-        }
-        return connector.amp.callRemote(TranscribeWindow, **arguments)
+    def transcribe(self, connector: Any, *pieces: Piece) -> Deferred[list[WindowResult]]:
+        return self.send(connector, encode_pieces(pieces))
+
+    def send(self, connector: Any, pieces: bytes) -> Deferred[list[WindowResult]]:
+        asked: Deferred[dict[str, bytes]] = connector.amp.callRemote(
+            TranscribeWindows, pieces=pieces
+        )
+        return asked.addCallback(lambda box: decode_results(box["results"]))
 
     async def failing(self, kind: type[Exception], call: Awaitable[Any]) -> str:
         try:
@@ -115,11 +132,11 @@ class WorkerTests(TestCase):
             return str(e)
         raise self.failureException(f"no {kind.__name__}")
 
-    def spool(self) -> tuple[str, int, str]:
+    def spool(self, number: int = 0) -> tuple[str, int, str]:
         """A spooled clip: its path, its frames, its text."""
-        name, text = next(iter(texts().items()))
+        name, text = list(texts().items())[number]
         samples = clip(name)
-        path = self.root / "audio"
+        path = self.root / f"audio{number}"
         path.write_bytes(samples.astype("<i2").tobytes())
         return str(path), len(samples), text
 
@@ -129,19 +146,27 @@ class WorkerTests(TestCase):
         path, frames, text = self.spool()
         results = []
         for window in cut(frames, RATE, model.core, model.context):
-            answer = await self.transcribe(connector, path, window)
-            results.append(decode_result(answer["result"]))
+            results += await self.transcribe(connector, piece(path, window))
         self.assertEqual(stitch(results).text, text)
         self.assertNotIn(text.split()[0].encode(), connector.said)
+
+    async def test_transcribesABatch(self) -> None:
+        connector = self.start()
+        await self.load(connector)
+        clips = [self.spool(number) for number in range(3)]
+        results = await self.transcribe(
+            connector, *(piece(path, Window(0, 0, frames, 0, frames)) for path, frames, _ in clips)
+        )
+        self.assertEqual([stitch([r]).text for r in results], [text for _, _, text in clips])
 
     async def test_errorsDoNotEndIt(self) -> None:
         """Neither the declared ones nor any other."""
         connector = self.start()
         remote = connector.amp.callRemote
 
-        resolve = remote(ResolveModel, asked="/nowhere", cache=str(self.root))
+        resolve = remote(ResolveModel, asked="/nowhere", cache=str(self.root), dtype="auto")
         self.assertIn("no directory /nowhere", await self.failing(ModelUnavailable, resolve))
-        early = self.transcribe(connector, "/nowhere", Window(0, 0, 1, 0, 1))
+        early = self.transcribe(connector, piece("/nowhere", Window(0, 0, 1, 0, 1)))
         self.assertIn("no model", await self.failing(RecognitionFailed, early))
         rubbish = remote(LoadModel, model=b"rubbish", threads=1, language="")
         self.assertIn("makes no sense", await self.failing(ModelUnavailable, rubbish))
@@ -149,33 +174,38 @@ class WorkerTests(TestCase):
         broken = self.root / "broken"
         shutil.copytree(CHECKPOINT, broken)
         (broken / "model.safetensors").write_bytes(b"\x08" + bytes(7) + b"no weights")
-        answer = await remote(ResolveModel, asked=str(broken), cache=str(self.root))
-        load = remote(LoadModel, model=answer["model"], threads=1, language="")
-        reason = await self.failing(ModelUnavailable, load)
-        self.assertIn("the model cannot be loaded", reason)
-        self.assertIn(b"ctc.py", connector.said, "the child says where")
+        resolve = remote(ResolveModel, asked=str(broken), cache=str(self.root), dtype="auto")
+        reason = await self.failing(ModelUnavailable, resolve)
+        self.assertIn("the model cannot be resolved: SafetensorError", reason)
+        self.assertIn(b"/transcribed/speech/", connector.said, "the child says where")
 
-        await self.load(connector)
+        model = await self.load(connector)
+        lost = encode(msgspec.structs.replace(model, converted="/nowhere"))
+        load = remote(LoadModel, model=lost, threads=1, language="")
+        reason = await self.failing(ModelUnavailable, load)
+        self.assertIn("/nowhere is not a converted model", reason)
         path, frames, text = self.spool()
         whole = Window(0, 0, frames, 0, frames)
-        cases: list[tuple[str, Window | bytes, dict[str, int], str]] = [
-            (path + "no", whole, {}, "cannot be read"),
-            (path, Window(0, 0, frames + 1, 0, frames), {}, "shorter"),
-            (path, b"rubbish", {}, "makes no sense"),
-            (path, whole, {"rate": 0}, "the window cannot be transcribed: ZeroDivisionError"),
-            (path, whole, {"channels": 0}, "the window cannot be transcribed: ValueError"),
+        good = piece(path, whole)
+        cases = [
+            (piece(path + "no", whole), "cannot be read"),
+            (piece(path, Window(0, 0, frames + 1, 0, frames)), "shorter"),
+            (piece(path, whole, rate=0), "the window cannot be transcribed: ZeroDivisionError"),
+            (piece(path, whole, channels=0), "the window cannot be transcribed: ValueError"),
         ]
-        for file, window, options, reason in cases:
-            call = self.transcribe(connector, file, window, **options)
+        for bad, reason in cases:
+            call = self.transcribe(connector, good, bad)
             self.assertIn(reason, await self.failing(RecognitionFailed, call))
-        answer = await self.transcribe(connector, path, whole)
-        self.assertEqual(stitch([decode_result(answer["result"])]).text, text)
+        call = self.send(connector, b"rubbish")
+        self.assertIn("makes no sense", await self.failing(RecognitionFailed, call))
+        results = await self.transcribe(connector, good)
+        self.assertEqual(stitch(results).text, text)
 
     async def test_anAnswerTooLongForAMP(self) -> None:
         connector = self.start(Wordy)
         await self.load(connector)
         path, frames, _ = self.spool()
-        call = self.transcribe(connector, path, Window(0, 0, frames, 0, frames))
+        call = self.transcribe(connector, piece(path, Window(0, 0, frames, 0, frames)))
         self.assertIn("too long", await self.failing(RecognitionFailed, call))
         self.assertEqual(await self.ping(connector), b"there?")
 
@@ -185,7 +215,7 @@ class WorkerTests(TestCase):
         await self.load(connector)
         pipe = str(self.root / "pipe")
         os.mkfifo(pipe)
-        working = self.transcribe(connector, pipe, Window(0, 0, 10, 0, 10))
+        working = self.transcribe(connector, piece(pipe, Window(0, 0, 10, 0, 10)))
         return connector, working, pipe
 
     async def test_pingsAndInterruptsDuringInference(self) -> None:

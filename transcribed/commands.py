@@ -15,10 +15,11 @@ class ResolveModel(Command):
     """Find a model's files, fetching or unpacking them where needed.
 
     `asked` is a Hub name, a directory, ``embedded`` or ``auto``; `cache` a directory for what must
-    be unpacked. Answers with an encoded :class:`transcribed.recognition.Model`.
+    be unpacked or converted; `dtype` what to compute in, or ``auto``. Answers with an encoded
+    :class:`transcribed.recognition.Model`.
     """
 
-    arguments = [(b"asked", Unicode()), (b"cache", Unicode())]
+    arguments = [(b"asked", Unicode()), (b"cache", Unicode()), (b"dtype", Unicode())]
     response = [(b"model", String())]
     errors = {ModelUnavailable: b"MODEL_UNAVAILABLE"}
 
@@ -34,20 +35,13 @@ class LoadModel(Command):
     errors = {ModelUnavailable: b"MODEL_UNAVAILABLE"}
 
 
-class TranscribeWindow(Command):
-    """Transcribe one window of a spooled recording.
+class TranscribeWindows(Command):
+    """Transcribe a batch of windows of spooled recordings, all in one language.
 
-    `path` holds interleaved little-endian signed 16-bit samples of `channels` channels at `rate`
-    Hz; `window` is an encoded :class:`transcribed.recognition.Window`. Answers with an encoded
-    :data:`transcribed.recognition.WindowResult`.
+    `pieces` are encoded :class:`transcribed.recognition.Piece` values; answers with their encoded
+    results (:data:`transcribed.recognition.WindowResult`) in the same order.
     """
 
-    arguments = [
-        (b"path", Unicode()),
-        (b"rate", Integer()),
-        (b"channels", Integer()),
-        (b"window", String()),
-        (b"language", Unicode()),
-    ]
-    response = [(b"result", String())]
+    arguments = [(b"pieces", String())]
+    response = [(b"results", String())]
     errors = {RecognitionFailed: b"RECOGNITION_FAILED"}

@@ -8,9 +8,9 @@ from typing import Protocol
 from automat import TypeMachineBuilder
 
 from transcribed import answers, wire
-from transcribed.desk import Upload
 from transcribed.errors import BadMessage, TranscribedError
 from transcribed.requests import QUESTIONS, Core, cancel
+from transcribed.upload import Upload
 
 
 class Conversation(Protocol):

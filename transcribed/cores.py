@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 #: What a worker needs on top of its weights: Python, torch, one window's activations. Bytes.
 WORKER_OVERHEAD = 600_000_000
 
-#: Weights are held once, and partly twice while they are loaded and converted.
+#: A worker's own weights are held once, and partly twice while they are loaded and converted.
 WEIGHTS_FACTOR = 1.5
 
 # cgroup v1 writes "no limit" as the largest multiple of the page size.
@@ -20,7 +20,12 @@ _V1_UNLIMITED = 1 << 60
 
 
 def share_out(
-    cores: int, memory: int | None, model_size: int, workers: int | None, threads: int | None
+    cores: int,
+    memory: int | None,
+    size: int,
+    shared: int,
+    workers: int | None,
+    threads: int | None,
 ) -> tuple[int, int]:
     """Choose ``(workers, threads per worker)``; None stands for "choose".
 
@@ -31,16 +36,28 @@ def share_out(
 
     :param cores: cores that may be used.
     :param memory: bytes that may be used; None when unknown.
-    :param model_size: bytes of weights.
+    :param size: bytes of weights that each worker holds for itself.
+    :param shared: bytes of weights that all workers hold together.
     """
     cores = max(1, cores)
-    each = int(model_size * WEIGHTS_FACTOR) + WORKER_OVERHEAD
-    fitting = cores if memory is None else max(1, memory // each)
     if workers is None:
-        workers = max(1, min(cores // (threads or 1), fitting))
+        fitting = fitting_workers(memory, size, shared)
+        workers = cores // (threads or 1)
+        workers = max(1, workers if fitting is None else min(workers, fitting))
     if threads is None:
         threads = max(1, cores // workers)
     return workers, threads
+
+
+def fitting_workers(memory: int | None, size: int, shared: int) -> int | None:
+    """How many workers fit into `memory`, 0 being possible; None when that is unknown.
+
+    The parameters are those of :func:`share_out`.
+    """
+    if memory is None:
+        return None
+    # What is shared is mapped as it lies on the disk: nothing of it is held twice.
+    return max(0, memory - shared) // (int(size * WEIGHTS_FACTOR) + WORKER_OVERHEAD)
 
 
 def available_cores(

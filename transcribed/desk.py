@@ -5,31 +5,22 @@ Over the store, the spool and the scheduler; knows no connection and no frame.
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from twisted.internet.defer import Deferred, DeferredList, gatherResults
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from transcribed.errors import (
-    BadAudio,
-    Busy,
-    Failed,
-    Gone,
-    NotFetched,
-    TooLong,
-    TranscribedError,
-    UnknownId,
-    Unsupported,
-)
-from transcribed.interfaces import IIntake, IRecognizerPool, ISpool, ITranscriptStore, SpooledAudio
-from transcribed.recognition import StoredWindow, Transcription
-from transcribed.scheduler import Job, Scheduler
+from transcribed.errors import Busy, Failed, Gone, NotFetched, TranscribedError, UnknownId
+from transcribed.interfaces import IRecognizerPool, ISpool, ITranscriptStore
+from transcribed.job import Job
+from transcribed.recognition import Transcription
+from transcribed.scheduler import Scheduler
 from transcribed.transcript import ENDED, UNFINISHED, State, Transcript
-from transcribed.wire import MAX_RATE, SAMPLE_BYTES, Submit
+from transcribed.upload import Terms, Upload, Uploads
+from transcribed.wire import SAMPLE_BYTES, Submit
 
 RETRY_TAKING_UP = 30.0
 """Seconds until what an earlier daemon left, and could not be taken up, is tried again."""
@@ -37,25 +28,6 @@ RETRY_SHUTDOWN = 5.0
 """Seconds after which a client may try again when the daemon was stopping."""
 
 Watcher = Callable[[Transcript, float], None]
-
-
-@dataclass(frozen=True)
-class Terms:
-    """What the daemon offers.
-
-    :ivar ttl: seconds that a transcript is kept when the client does not say.
-    :ivar language: what a recording is transcribed as when the client does not say.
-    :ivar max_seconds: the longest recording.
-    """
-
-    ttl: float
-    language: str
-    max_seconds: float
-
-    @property
-    def max_bytes(self) -> int:
-        """The most audio bytes of one recording: the longest in stereo at the highest rate."""
-        return int(self.max_seconds * MAX_RATE) * 2 * SAMPLE_BYTES
 
 
 @dataclass(frozen=True)
@@ -84,123 +56,11 @@ class Waiting:
     outcome: Deferred[Delivery]
 
 
-class Upload:
-    """A recording on its way in; made by :meth:`Desk.open_upload`.
-
-    After any error that it raises, nothing is left of it.
-
-    :ivar settled: once it is being kept, fires when that is decided.
-    """
-
-    def __init__(
-        self,
-        desk: Desk,
-        draft: Transcript,
-        intake: IIntake,
-        refused: Callable[[TranscribedError], None],
-    ) -> None:
-        self.settled: Deferred[None] | None = None
-        self._over = False
-        self._desk = desk
-        self._draft = draft
-        self._intake = intake
-        self._refused = refused
-        self._frame_bytes = draft.channels * SAMPLE_BYTES
-        frames = int(desk.terms.max_seconds * draft.rate)
-        self._limit = min(frames * self._frame_bytes, desk.terms.max_bytes)
-
-    @property
-    def transcript(self) -> Transcript:
-        """What is known of it so far. Its time begins when it is accepted."""
-        now = self._desk.now()
-        return replace(
-            self._draft,
-            frames=self._intake.size // self._frame_bytes,
-            created=now,
-            expires=now + self._draft.expires - self._draft.created,
-        )
-
-    def write(self, data: bytes) -> None:
-        """More audio; raises :exc:`TooLong` or :exc:`Busy`."""
-        try:
-            if self._intake.size + len(data) > self._limit:
-                raise TooLong(
-                    f"more audio than {self._limit} bytes, "
-                    f"{self._limit / self._frame_bytes / self._draft.rate:g} seconds"
-                )
-            self._intake.write(data)
-        except BaseException:
-            self.discard()
-            raise
-
-    def discard(self) -> None:
-        """Leave nothing of it; does nothing where it is over already."""
-        if not self._over:
-            try:
-                self._intake.discard()
-            finally:
-                self._end()
-
-    def cancel(self) -> None:
-        """The owner has cancelled it on another connection."""
-        self.discard()
-        self._refused(Gone("the upload was cancelled"))
-
-    def _end(self) -> None:
-        self._over = True
-        self._desk._upload_over(self)
-
-    async def finish(self, sha256: str | None) -> Transcript:
-        """All audio is there: keep it.
-
-        Answers with the transcript, or the one that the same submission made before. Raises
-        :exc:`BadAudio`, :exc:`IdTaken`, or :exc:`Busy` when the disk is full.
-        """
-        self.settled = Deferred()
-        try:
-            return await self._keep(sha256)
-        finally:
-            self._end()
-            self.settled.callback(None)
-
-    async def _keep(self, sha256: str | None) -> Transcript:
-        try:
-            self._check(sha256)
-            await self._intake.keep()
-        except BaseException:
-            self._intake.discard()
-            raise
-        new = replace(self.transcript, state=State.QUEUED, sha256=self._intake.sha256)
-        try:
-            kept = await self._desk.store.accept(new)
-        except TranscribedError:
-            self._intake.discard()
-            raise
-        except BaseException:
-            # It is not known whether the record is there. The audio stays, and is taken up: if
-            # there is no record, it is dropped in the end.
-            self._desk._left[new.key] = new
-            raise
-        if kept.key == new.key:
-            self._desk._enqueue(new)
-        else:
-            self._intake.discard()
-        return kept
-
-    def _check(self, sha256: str | None) -> None:
-        if not self._intake.size:
-            raise BadAudio("there is no audio")
-        if self._intake.size % self._frame_bytes:
-            raise BadAudio(f"the audio is not whole frames of {self._frame_bytes} bytes")
-        if sha256 is not None and sha256.lower() != self._intake.sha256:
-            raise BadAudio("the audio's digest is another")
-
-
 class Desk:
     """Serves all parties.
 
     :ivar closing: whether new recordings are refused as the daemon is stopping.
-    :ivar wake: is called when there is a new recording to transcribe.
+    :ivar wake: is called when there is something to transcribe.
     """
 
     _log = Logger()
@@ -220,9 +80,8 @@ class Desk:
         self.wake: Callable[[], None] = lambda: None
         self._spool = spool
         self._scheduler = scheduler
-        self._pool = pool
         self._clock = clock
-        self._uploads: dict[tuple[str, str], list[Upload]] = {}
+        self._uploads = Uploads(terms, store, spool, scheduler, pool, clock, self)
         self._left: dict[str, Transcript] = {}
         self._take_up_at = 0.0
         self._watchers: dict[str, list[Watcher]] = {}
@@ -244,68 +103,21 @@ class Desk:
 
         Raises :exc:`Busy` or :exc:`Unsupported`.
         """
-        language = request.language or self.terms.language
         if self.closing:
             raise Busy("the daemon is shutting down", RETRY_SHUTDOWN)
-        self._check_language(language)
-        now = self.now()
-        draft = Transcript(
-            key=uuid.uuid4().hex,
-            owner=party,
-            id=request.id,
-            receiver=request.receiver or party,
-            rate=request.rate,
-            channels=request.channels,
-            frames=0,
-            sha256="",
-            language=language,
-            state=State.UPLOADING,
-            created=now,
-            expires=now + (request.ttl or self.terms.ttl),
-        )
-        self._scheduler.reserve()
-        try:
-            intake = self._spool.take_in(draft.key)
-        except BaseException:
-            self._scheduler.release()
-            raise
-        upload = Upload(self, draft, intake, refused)
-        self._uploads.setdefault((party, request.id), []).append(upload)
-        return upload
+        return self._uploads.open(party, request, refused)
 
-    def _check_language(self, language: str) -> None:
-        model = self._pool.model
-        if model is None:
-            # Not known yet: it is found out when the recording is transcribed.
-            return
-        known = model.languages if model.languages is not None else (self.terms.language,)
-        if language not in known:
-            raise Unsupported("the model does not have this language")
+    def in_doubt(self, transcript: Transcript) -> None:
+        """It is not known whether a transcript was accepted: it is taken up later, if it was."""
+        self._left[transcript.key] = transcript
 
-    def _upload_over(self, upload: Upload) -> None:
-        name = (upload.transcript.owner, upload.transcript.id)
-        uploads = self._uploads.get(name, [])
-        if upload in uploads:
-            self._scheduler.release()
-            uploads.remove(upload)
-            if not uploads:
-                del self._uploads[name]
-        self._wake_waiting(name)
+    def uploaded(self, owner: str, id: str) -> None:
+        """An upload is over: whoever waits for it is to look again."""
+        self._wake_waiting((owner, id))
 
     def _uploading(self, owner: str, id: str, party: str) -> Transcript | None:
-        for upload in self._uploads.get((owner, id), []):
-            if party in (owner, upload.transcript.receiver):
-                return upload.transcript
-        return None
-
-    def _job(self, transcript: Transcript, stored: list[StoredWindow]) -> Job:
-        path = str(self._spool.audio_path(transcript.key))
-        return Job(transcript, SpooledAudio(path, transcript.rate, transcript.channels), stored)
-
-    def _enqueue(self, transcript: Transcript) -> None:
-        self._scheduler.add(self._job(transcript, []))
-        self.changed(transcript, 0.0)
-        self.wake()
+        seen = (u.transcript for u in self._uploads.named(owner, id))
+        return next((t for t in seen if party in (owner, t.receiver)), None)
 
     # Delivering
 
@@ -389,12 +201,7 @@ class Desk:
         """All that the party is a side of, and has not acked."""
         stored = await self.store.listing(party, self.now())
         names = {(t.owner, t.id) for t in stored}
-        uploading = [
-            uploads[0].transcript
-            for name, uploads in self._uploads.items()
-            if name not in names
-            and party in (uploads[0].transcript.owner, uploads[0].transcript.receiver)
-        ]
+        uploading = [t for t in self._uploads.seen_by(party) if (t.owner, t.id) not in names]
         return [self._view(t) for t in (*stored, *uploading)]
 
     async def cancel(self, party: str, owner: str, id: str, upload_ended: bool = False) -> None:
@@ -406,12 +213,15 @@ class Desk:
         """
         if owner != party:
             raise UnknownId
-        uploads = self._uploads.get((owner, id), [])
-        for upload in [u for u in uploads if u.settled is None]:
-            upload.cancel()
-            upload_ended = True
-        # What is just being kept is kept first, so that there is something to cancel.
-        await gatherResults([u.settled for u in list(uploads) if u.settled is not None])
+        settling = []
+        for upload in self._uploads.named(owner, id):
+            if upload.settled is None:
+                upload.cancel()
+                upload_ended = True
+            else:
+                # What is just being kept is kept first, so that there is something to cancel.
+                settling.append(upload.settled)
+        await gatherResults(settling)
         try:
             change = await self.store.cancel(owner, id, self.now())
         except UnknownId:
@@ -516,7 +326,8 @@ class Desk:
             if lost:
                 self.changed(lost.after, 0.0)
             elif windows is not None:
-                self._scheduler.add(self._job(transcript, windows))
+                path = self._spool.audio_path(transcript.key)
+                self._scheduler.add(Job(transcript, path, windows))
         self.wake()
 
     async def purge(self) -> None:

@@ -13,9 +13,10 @@ from twisted.logger import Logger
 
 from transcribed.errors import RecognitionFailed
 from transcribed.interfaces import IRecognizerPool, ISpool, ITranscriptStore
-from transcribed.recognition import StoredWindow, Window, WindowResult, stitch
-from transcribed.scheduler import Job, Scheduler
-from transcribed.transcript import Change, Transcript
+from transcribed.job import Dealt, Job
+from transcribed.recognition import Model, StoredWindow, WindowResult, stitch
+from transcribed.scheduler import Scheduler
+from transcribed.transcript import Change, State, Transcript
 
 RETRY_STORING = 10.0
 """Seconds until an outcome that could not be stored, e.g. for a full disk, is stored again."""
@@ -49,19 +50,33 @@ class Dispatcher:
         self._retries: dict[str, IDelayedCall] = {}
 
     def pump(self) -> None:
-        """Give every idle worker a window, as far as there are any."""
-        while not self._draining and self._pool.idle and self._pool.model is not None:
-            dealt = self._scheduler.next(self._pool.model)
-            if dealt is None:
-                return
-            job, window = dealt
-            self._watch(self._conclude(job) if window is None else self._transcribe(job, window))
+        """Give every idle worker windows, as far as there are any; conclude what is complete."""
+        model = self._pool.model
+        if self._draining or model is None:
+            return
+        self._scheduler.use(model)
+        for job in self._scheduler.due():
+            self._watch(self._catch_up(job))
+        while self._pool.idle and (batch := self._scheduler.next(self._pool.idle)):
+            self._watch(self._transcribe(batch, model))
+
+    async def _catch_up(self, job: Job) -> None:
+        if job.reason is not None:
+            await self._fail(job, job.reason)
+        elif job.complete:
+            await self._conclude(job)
+        else:
+            await self._begin(job)
 
     def _watch(self, step: Coroutine[Any, Any, None]) -> None:
-        work = Deferred.fromCoroutine(step)
+        work = self._logged(step)
         self._in_work.add(work)
-        work.addErrback(lambda f: self._log.failure("a window's bookkeeping failed", f))
         work.addBoth(lambda _: self._in_work.discard(work))
+
+    def _logged(self, step: Coroutine[Any, Any, None]) -> Deferred[None]:
+        return Deferred.fromCoroutine(step).addErrback(
+            lambda f: self._log.failure("a window's bookkeeping failed", f)
+        )
 
     def drain(self) -> Deferred[None]:
         """Deal out nothing more; fires when the windows in work are done and stored."""
@@ -76,19 +91,24 @@ class Dispatcher:
             waiting.append(done)
         return gatherResults(waiting, consumeErrors=True).addCallback(lambda _: None)
 
-    async def _transcribe(self, job: Job, window: Window) -> None:
+    async def _transcribe(self, batch: list[Dealt], model: Model) -> None:
         # The worker is taken before anything is waited for: `idle` must not promise it twice.
-        answer = self._pool.transcribe(job.audio, window, job.transcript.language)
-        await self._begin(job)
+        answer = self._pool.transcribe([dealt.piece for dealt in batch])
+        for dealt in batch:
+            await self._begin(dealt.job)
         try:
-            result = await answer
+            results = await answer
         except RecognitionFailed as e:
-            await self._retry(job, window, str(e))
+            steps = [self._retry(dealt, str(e), len(batch) == 1) for dealt in batch]
         else:
-            await self._keep(job, window, result)
+            steps = [
+                self._keep(dealt, result, model)
+                for dealt, result in zip(batch, results, strict=True)
+            ]
+        await gatherResults([self._logged(step) for step in steps])
 
     async def _begin(self, job: Job) -> None:
-        if job.begun:
+        if job.begun or job.open:
             return
         job.begun = True
         try:
@@ -102,35 +122,38 @@ class Dispatcher:
             if change.moved:
                 self._changed(change.after, job.progress)
 
-    async def _keep(self, job: Job, window: Window, result: WindowResult) -> None:
-        if self._scheduler.get(job.key) is not job:
+    async def _keep(self, dealt: Dealt, result: WindowResult, model: Model) -> None:
+        if not self._scheduler.wants(dealt):
             return
-        self._scheduler.done(job, window, result)
+        self._scheduler.done(dealt, result)
+        job = dealt.job
         if job.complete:
             await self._conclude(job)
             return
-        self._changed(job.transcript, job.progress)
-        model = self._pool.model
-        assert model is not None
+        # Not of an upload, nor before it is told that an accepted one is in work.
+        if job.transcript.state is State.TRANSCRIBING:
+            self._changed(job.transcript, job.progress)
         try:
             await self._spool.keep_window(
-                job.key, StoredWindow(model.mark, window.position, result)
+                job.key, StoredWindow(model.mark, dealt.window.position, result)
             )
         except OSError as e:
             # It is kept in memory; only a restart would have to repeat it.
             self._log.warn("a window of {key} was not stored: {error}", key=job.key, error=e)
-        self.pump()
 
-    async def _retry(self, job: Job, window: Window, reason: str) -> None:
-        if self._draining or self._scheduler.get(job.key) is not job:
-            # A worker that is stopped is no fault of the window: the next start takes it up.
+    async def _retry(self, dealt: Dealt, reason: str, alone: bool) -> None:
+        if self._draining or not self._scheduler.wants(dealt):
+            # A worker that is stopped is no fault of the window: the next start takes it up. And
+            # of an upload that broke off, the audio was taken away.
             return
-        again = self._scheduler.failed(job, window)
+        job = dealt.job
+        again = self._scheduler.failed(dealt, alone)
         self._log.warn(
-            "window {position} of {owner}/{id} failed: {reason}; {then}",
-            position=window.position,
+            "window {position} of {owner}/{id} failed{among}: {reason}; {then}",
+            position=dealt.window.position,
             owner=job.transcript.owner,
             id=job.transcript.id,
+            among="" if alone else " among others",
             reason=reason,
             then="it is tried again" if again else "given up",
         )
@@ -141,7 +164,7 @@ class Dispatcher:
 
     async def _conclude(self, job: Job) -> None:
         """All windows are there: store the text, then say so, then delete the audio."""
-        assert job.windows is not None and self._pool.model is not None
+        assert job.model is not None
         try:
             transcription = stitch([job.results[w.position] for w in job.windows])
         except Exception:
@@ -151,7 +174,7 @@ class Dispatcher:
         try:
             await self._begin(job)
             kept = await self._spool.keep_text(job.key, transcription)
-            change = await self._store.finish(job.key, self._pool.model.name) if kept else None
+            change = await self._store.finish(job.key, job.model.name) if kept else None
         except Exception as e:
             self._again(job, e, self._conclude)
             return
@@ -162,7 +185,10 @@ class Dispatcher:
             await self._fail(job, "the audio is lost")
 
     async def _fail(self, job: Job, reason: str) -> None:
-        self._scheduler.stop(job)
+        self._scheduler.give_up(job, reason)
+        if job.open:
+            # It is said so once it is accepted, if it ever is.
+            return
         try:
             change = await self._store.fail(job.key, reason)
         except Exception as e:

@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from twisted.internet.defer import Deferred
 
-from transcribed.recognition import Model, StoredWindow, Transcription, Window, WindowResult
+from transcribed.recognition import Model, Piece, StoredWindow, Transcription, WindowResult
 from transcribed.transcript import Change, State, Transcript
-
-
-@dataclass(frozen=True)
-class SpooledAudio:
-    """Audio on disk: interleaved little-endian signed 16-bit samples.
-
-    :ivar path: the file.
-    :ivar rate: frames a second, Hz.
-    :ivar channels: samples a frame.
-    """
-
-    path: str
-    rate: int
-    channels: int
 
 
 @dataclass(frozen=True)
@@ -51,10 +37,10 @@ class PoolStatus:
 
 
 class IRecognizerPool(Protocol):
-    """Worker processes that transcribe windows, one window a worker at a time.
+    """Worker processes that transcribe windows, one batch a worker at a time.
 
     :ivar model: the model, once it is resolved.
-    :ivar idle: how many workers could take a window now.
+    :ivar idle: how many workers could take a batch now.
     :ivar whenFree: called whenever `idle` has grown, and once `model` is known. Set it before
         :meth:`start`.
     """
@@ -74,13 +60,12 @@ class IRecognizerPool(Protocol):
     def stop(self) -> Deferred[None]:
         """End every child process, busy or not; fires when all are gone. Windows in work fail."""
 
-    def transcribe(
-        self, audio: SpooledAudio, window: Window, language: str
-    ) -> Deferred[WindowResult]:
-        """Have an idle worker transcribe a window: one try.
+    def transcribe(self, pieces: Sequence[Piece]) -> Deferred[list[WindowResult]]:
+        """Have an idle worker transcribe a batch of windows, all in one language: one try.
 
-        Fails with :exc:`transcribed.errors.RecognitionFailed` when the worker dies, hangs past its
-        deadline, or answers with an error or rubbish. Only to be called while `idle` is not 0.
+        The results are in the order of the windows. Fails with
+        :exc:`transcribed.errors.RecognitionFailed` for all of them when the worker dies, hangs past
+        its deadline, or answers with an error or rubbish. Only to be called while `idle` is not 0.
         """
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from twisted.internet.defer import Deferred, fail, gatherResults
 from twisted.internet.interfaces import IReactorTime
@@ -14,9 +14,9 @@ from transcribed import cores
 from transcribed.children import Starter, process_starter
 from transcribed.commands import LoadModel, ResolveModel
 from transcribed.errors import RecognitionFailed
-from transcribed.interfaces import PoolStatus, SpooledAudio
-from transcribed.recognition import Model, Window, WindowResult, decode, encode
-from transcribed.work import Backoff, Child, Job, Times
+from transcribed.interfaces import PoolStatus
+from transcribed.recognition import Model, Piece, WindowResult, decode, encode
+from transcribed.work import Backoff, Batch, Child, Times
 from transcribed.workermachine import WorkerMachine
 
 #: How long a worker may take to load the model, seconds.
@@ -41,6 +41,7 @@ class RecognizerPool:
         self,
         asked_model: str,
         cache_dir: str,
+        dtype: str,
         workers: int | None,
         threads: int | None,
         language: str,
@@ -56,6 +57,7 @@ class RecognizerPool:
 
         :param asked_model: a Hub name, a directory, ``embedded`` or ``auto``.
         :param cache_dir: where the children may unpack and convert models.
+        :param dtype: what CTC models compute in; one of :data:`transcribed.recognition.DTYPES`.
         :param workers: how many workers; None to choose.
         :param threads: how many threads each; None to choose.
         :param language: what the workers warm up for.
@@ -70,6 +72,7 @@ class RecognizerPool:
         self.whenFree: Callable[[], None] = lambda: None
         self._asked = asked_model
         self._cache = cache_dir
+        self._dtype = dtype
         self._wanted = (workers, threads)
         self._language = language
         self._reactor = reactor
@@ -90,7 +93,7 @@ class RecognizerPool:
 
     @property
     def idle(self) -> int:
-        """How many workers could take a window now."""
+        """How many workers could take a batch now."""
         return len(self._free)
 
     def status(self) -> PoolStatus:
@@ -109,7 +112,9 @@ class RecognizerPool:
         """Begin to find the model, and go on by itself; once."""
 
         def resolve(child: Child) -> Deferred[object]:
-            answer = child.callRemote(ResolveModel, asked=self._asked, cache=self._cache)
+            answer = child.callRemote(
+                ResolveModel, asked=self._asked, cache=self._cache, dtype=self._dtype
+            )
             return answer.addCallback(lambda box: decode(Model, box["model"]))
 
         self._resolver = self._make("resolver", 1, resolve, None, RESOLVER_BACKOFF)
@@ -128,20 +133,18 @@ class RecognizerPool:
             machine.stop()
         return gatherResults(waiting).addCallback(self._allStopped)
 
-    def transcribe(
-        self, audio: SpooledAudio, window: Window, language: str
-    ) -> Deferred[WindowResult]:
-        """Have an idle worker transcribe a window: one try.
+    def transcribe(self, pieces: Sequence[Piece]) -> Deferred[list[WindowResult]]:
+        """Have an idle worker transcribe a batch of windows: one try.
 
         Fails with :exc:`transcribed.errors.RecognitionFailed` when the worker dies, hangs past its
         deadline, is stopped, or answers with an error or rubbish; and when no worker is idle.
         """
         if not self._free:
             return fail(RecognitionFailed("no worker is idle"))
-        job = Job(audio, window, language)
+        batch = Batch(pieces)
         # The worker that has waited longest: another try then goes to another worker.
-        self._free.popleft().work(job)
-        return job.result
+        self._free.popleft().work(batch)
+        return batch.results
 
     # What the workers tell: transcribed.workermachine.Owner.
 
@@ -160,7 +163,7 @@ class RecognizerPool:
         self.freed(worker)
 
     def freed(self, worker: WorkerMachine) -> None:
-        """A worker could take a window."""
+        """A worker could take a batch."""
         if not self._stopping:
             self._free.append(worker)
             self._tellFree()
@@ -182,7 +185,7 @@ class RecognizerPool:
 
     def _startWorkers(self, model: Model) -> None:
         count, memory = self._resources()
-        workers, threads = cores.share_out(count, memory, model.size, *self._wanted)
+        workers, threads = cores.share_out(count, memory, model.size, model.shared, *self._wanted)
         _log.info(
             "{workers} workers of {threads} threads for {model}",
             workers=workers,

@@ -15,6 +15,9 @@ from msgspec import Meta
 
 from transcribed.errors import RecognitionFailed
 
+DTYPES = ("auto", "float32", "bfloat16", "int8")
+"""What a CTC model may be asked to compute in; ``auto`` is what the machine does fast."""
+
 Probability = Annotated[float, Meta(ge=0, le=1)]
 
 
@@ -23,29 +26,42 @@ class Model(msgspec.Struct, frozen=True):
 
     :ivar name: as asked for: a Hub name, a directory, or ``embedded``.
     :ivar path: the directory with its files.
-    :ivar kind: ``ctc`` (a ``*ForCTC`` checkpoint of transformers) or ``whisper`` (CTranslate2).
+    :ivar kind: ``wav2vec2`` (converted for the network of our own), ``ctc`` (any other ``*ForCTC``
+        checkpoint, which runs on transformers) or ``whisper`` (CTranslate2).
     :ivar digest: names these very weights, so that results of other ones are not mixed in.
-    :ivar size: bytes of weights.
+    :ivar size: bytes of weights that each worker holds for itself.
     :ivar languages: the languages it can be asked for; None when its files do not say.
     :ivar core: seconds of audio that one window is asked for.
     :ivar context: seconds of audio that a window sees before and after its core.
     :ivar warning: what an operator and a client must know, e.g. that this is a fallback.
+    :ivar converted: of the kind ``wav2vec2``, the file that workers map.
+    :ivar shared: bytes of weights that all workers hold together, mapped from one file.
+    :ivar batch: seconds of audio up to which short windows are done together faster than one by
+        one; 0 where they are not.
     """
 
     name: str
     path: str
-    kind: Literal["ctc", "whisper"]
+    kind: Literal["wav2vec2", "ctc", "whisper"]
     digest: str
     size: int
     languages: tuple[str, ...] | None
     core: int
     context: int
     warning: str | None = None
+    converted: str = ""
+    shared: int = 0
+    batch: float = 0.0
 
     @property
     def mark(self) -> str:
         """Names what a window's result depends on: the weights, and how recordings are cut."""
         return f"{self.digest}/{self.core}/{self.context}"
+
+    @property
+    def longest(self) -> int:
+        """Seconds of audio in the longest window, and of the longest recording that is one."""
+        return self.core + 2 * self.context
 
 
 class Window(msgspec.Struct, frozen=True):
@@ -60,6 +76,32 @@ class Window(msgspec.Struct, frozen=True):
     stop: int
     core_start: int
     core_stop: int
+
+
+class SpooledAudio(msgspec.Struct, frozen=True):
+    """Audio on disk: interleaved little-endian signed 16-bit samples.
+
+    :ivar path: the file.
+    :ivar rate: frames a second, Hz.
+    :ivar channels: samples a frame.
+    """
+
+    path: str
+    rate: int
+    channels: int
+
+
+class Piece(msgspec.Struct, frozen=True):
+    """A window of a recording on disk, as a worker is asked for it."""
+
+    audio: SpooledAudio
+    window: Window
+    language: str
+
+    @property
+    def seconds(self) -> float:
+        """How much audio is in it."""
+        return (self.window.stop - self.window.start) / self.audio.rate
 
 
 class Run(msgspec.Struct, frozen=True, array_like=True):
@@ -138,10 +180,24 @@ def decode(kind: type[T], data: bytes) -> T:
         raise RecognitionFailed("the worker's answer makes no sense") from e
 
 
-def decode_result(data: bytes) -> WindowResult:
-    """The result of one window; raises :exc:`RecognitionFailed` when it is not one."""
-    result: WindowResult = decode(WindowResult, data)  # type: ignore[arg-type]
-    return result
+def encode_pieces(pieces: Sequence[Piece]) -> bytes:
+    """A batch of windows as JSON."""
+    return msgspec.json.encode(pieces)
+
+
+def decode_pieces(data: bytes) -> list[Piece]:
+    """The batch that `data` stands for; raises :exc:`RecognitionFailed` when it is not one."""
+    return decode(list[Piece], data)
+
+
+def encode_results(results: Sequence[WindowResult]) -> bytes:
+    """A batch's results as JSON."""
+    return msgspec.json.encode(results)
+
+
+def decode_results(data: bytes) -> list[WindowResult]:
+    """A batch's results; raises :exc:`RecognitionFailed` when they are none."""
+    return decode(list[WindowResult], data)
 
 
 def cut(frames: int, rate: int, core: int, context: int) -> list[Window]:
@@ -151,6 +207,9 @@ def cut(frames: int, rate: int, core: int, context: int) -> list[Window]:
     recording that fits into ``core + 2 * context`` seconds is one window; of a longer one the first
     and last windows answer for up to ``core + context`` seconds, so that every window is about as
     long and has `context` seconds on each side where the recording goes on.
+
+    More frames add windows and change the last one, but none of those before it: these can be
+    transcribed while the rest is still coming in.
     """
     longest = (core + 2 * context) * rate
     cuts = [0]

@@ -1,158 +1,272 @@
-"""Which window is next: a bounded queue of recordings, cut into windows, fair between owners.
+"""Which windows are next: a bounded queue of recordings, cut into windows, fair between owners.
 
-Pure: no reactor, no I/O. Owners take turns, a window a turn, so that nobody waits for another's
-long recording; an owner's recordings are transcribed in the order they came in.
+Pure: no reactor, no I/O.
+
+Between owners it is start-time fair queueing (P. Goyal, H. Vin, H. Cheng: Start-time Fair Queuing,
+SIGCOMM 1996) over seconds of audio: an owner's next window starts, in virtual time, where the
+owner's last one finished, or now if that is later; the earliest start is next. So whoever just
+comes waits for nobody's backlog, and a flood gets its owner a share and no more.
+
+Within an owner the recording with the fewest seconds left is next, so that a short message
+overtakes a long recording; now and then it is the oldest one's turn all the same.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+import heapq
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import count
+from math import ceil
 
 from transcribed.errors import Busy
-from transcribed.interfaces import SpooledAudio
-from transcribed.recognition import Model, StoredWindow, Window, WindowResult, cut
+from transcribed.job import Dealt, Job
+from transcribed.recognition import Model, Window, WindowResult
 from transcribed.transcript import Transcript
 
 RETRY_FULL_QUEUE = 10.0
 """Seconds after which a client may try again when the queue was full."""
 MAX_TRIES = 3
-"""So often a window is tried before its recording is given up."""
+"""So often a window is tried, alone, before its recording is given up."""
+OLDEST_TURN = 4
+"""Every so many turns of an owner go to its oldest recording, however many short ones come in."""
+MAX_BATCH = 16
+"""The most windows in a batch, so that the question and the answer fit into an AMP value."""
 
 
 @dataclass(eq=False)
-class Job:
-    """A recording on its way through the recognizers.
+class _Owner:
+    """Whose turn it may be.
 
-    :ivar stored: results that an earlier daemon left; those of the model in use are not made again.
-    :ivar begun: whether the store knows that it is in work.
-    :ivar windows: how it is cut; None while the model is not known.
-    :ivar waiting: the windows that no worker has yet.
-    :ivar results: by the windows' positions.
-    :ivar tries: failed tries by the windows' positions.
+    :ivar served: the number of the last window dealt to it.
+    :ivar finish: its finish tag: where its windows end in virtual time, in seconds of audio.
+    :ivar turns: how often it was its turn.
+    :ivar jobs: its recordings, the oldest first.
     """
 
-    transcript: Transcript
-    audio: SpooledAudio
-    stored: list[StoredWindow] = field(default_factory=list)
-    begun: bool = False
-    windows: list[Window] | None = None
-    waiting: deque[Window] = field(default_factory=deque)
-    results: dict[int, WindowResult] = field(default_factory=dict)
-    tries: dict[int, int] = field(default_factory=dict)
+    served: int
+    finish: float = 0.0
+    turns: int = 0
+    jobs: list[Job] = field(default_factory=list)
+
+    def next(self) -> Job | None:
+        """Whose first waiting window is next."""
+        jobs = (job for job in self.jobs if job.waiting)
+        if self.turns % OLDEST_TURN == OLDEST_TURN - 1:
+            return next(jobs, None)
+        return min(jobs, key=lambda job: job.seconds_left, default=None)
 
     @property
-    def key(self) -> str:
-        """The transcript's key."""
-        return self.transcript.key
-
-    @property
-    def progress(self) -> float:
-        """Windows done of windows in all, 0 to 1."""
-        return round(len(self.results) / len(self.windows), 4) if self.windows else 0.0
-
-    @property
-    def complete(self) -> bool:
-        """Whether every window has its result."""
-        return self.windows is not None and len(self.results) == len(self.windows)
-
-    def cut_for(self, model: Model) -> None:
-        """Cut it as `model` asks, and pick up the results that this very model left."""
-        t = self.transcript
-        self.windows = cut(t.frames, t.rate, model.core, model.context)
-        self.results = {
-            stored.position: stored.result
-            for stored in self.stored
-            if stored.model == model.mark and stored.position < len(self.windows)
-        }
-        self.stored = []
-        self.waiting = deque(w for w in self.windows if w.position not in self.results)
+    def in_work(self) -> bool:
+        """Whether a worker has a window of it."""
+        return any(job.in_work for job in self.jobs)
 
 
 class Scheduler:
-    """All recordings that are waiting or in work.
+    """All recordings that are coming in, waiting or in work.
 
-    :param limit: the most recordings that may be there at once, those being uploaded included.
+    :param limit: the most recordings that may be there at once.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
+        self._model: Model | None = None
         self._jobs: dict[str, Job] = {}
-        self._turns: OrderedDict[str, deque[Job]] = OrderedDict()
-        self._reserved = 0
+        self._owners: dict[str, _Owner] = {}
+        self._due: list[Job] = []
+        self._time = 0.0
+        self._numbers = count()
 
     def __len__(self) -> int:
-        return len(self._jobs)
+        """How many recordings were accepted and are not finished."""
+        return sum(not job.open for job in self._jobs.values())
 
-    def reserve(self) -> None:
+    # Recordings
+
+    def use(self, model: Model) -> None:
+        """Cut all recordings for this model, those that are here and those to come."""
+        if model != self._model:
+            self._model = model
+            for job in self._jobs.values():
+                self._cut(job, model)
+
+    def _cut(self, job: Job, model: Model) -> None:
+        job.cut_for(model)
+        if job.complete:
+            self._due.append(job)
+
+    def open(self, job: Job) -> None:
         """Keep a place for a recording that is coming in; raises :exc:`Busy`."""
-        if len(self._jobs) + self._reserved >= self.limit:
+        if len(self._jobs) >= self.limit:
             raise Busy("the queue is full", RETRY_FULL_QUEUE)
-        self._reserved += 1
-
-    def release(self) -> None:
-        """Give a place back, whether the recording came in or not."""
-        self._reserved -= 1
+        self.add(job)
 
     def add(self, job: Job) -> None:
         """Queue a recording. What was accepted is never refused here."""
         self._jobs[job.key] = job
-        self._turns.setdefault(job.transcript.owner, deque()).append(job)
+        owner = self._owners.setdefault(job.transcript.owner, _Owner(next(self._numbers)))
+        owner.jobs.append(job)
+        if self._model is not None:
+            self._cut(job, self._model)
+
+    def grow(self, job: Job, frames: int) -> bool:
+        """So much is there of a recording that is coming in; whether windows are waiting now."""
+        job.frames = frames
+        job.cut()
+        return bool(job.waiting)
+
+    def accept(self, job: Job, transcript: Transcript) -> None:
+        """All is there of a recording that was coming in."""
+        job.open = False
+        job.transcript = transcript
+        job.frames = transcript.frames
+        job.cut()
+        if job.in_work or job.results or job.reason is not None:
+            self._due.append(job)
+
+    def due(self) -> list[Job]:
+        """What has become due without a worker's doing, once: to begin, to conclude, or to fail.
+
+        A recording that was in work before it was accepted, one that an earlier daemon had all
+        windows of, one that was given up before it was accepted.
+        """
+        due, self._due = self._due, []
+        return [job for job in due if self._jobs.get(job.key) is job]
 
     def get(self, key: str) -> Job | None:
         """The recording, while it is here."""
         return self._jobs.get(key)
 
-    def next(self, model: Model) -> tuple[Job, Window | None] | None:
-        """The window whose turn it is, or None when all are dealt out.
-
-        A job whose windows all have their results already is dealt out once, without a window.
-        """
-        while self._turns:
-            owner, jobs = next(iter(self._turns.items()))
-            self._turns.move_to_end(owner)
-            job = jobs[0]
-            fresh = job.windows is None
-            if fresh:
-                job.cut_for(model)
-            window = job.waiting.popleft() if job.waiting else None
-            if not job.waiting:
-                jobs.popleft()
-                if not jobs:
-                    del self._turns[owner]
-            if window is not None or fresh:
-                return job, window
-        return None
-
-    def done(self, job: Job, window: Window, result: WindowResult) -> None:
-        """A window has its result."""
-        job.results[window.position] = result
-
-    def failed(self, job: Job, window: Window) -> bool:
-        """A try of a window failed: queue it again, first in line; False when it had its last."""
-        tries = job.tries[window.position] = job.tries.get(window.position, 0) + 1
-        if tries >= MAX_TRIES:
-            return False
-        if job.key in self._jobs:
-            jobs = self._turns.setdefault(job.transcript.owner, deque())
-            if job not in jobs:
-                jobs.appendleft(job)
-            job.waiting.appendleft(window)
-        return True
-
-    def stop(self, job: Job) -> None:
-        """Deal out no more of a recording's windows."""
-        owner = job.transcript.owner
-        jobs = self._turns.get(owner)
-        if jobs is not None and job in jobs:
-            jobs.remove(job)
-            if not jobs:
-                del self._turns[owner]
-        job.waiting.clear()
-
     def remove(self, key: str) -> Job | None:
         """Take a recording out: finished, failed, cancelled or expired. Answers with it."""
         job = self._jobs.pop(key, None)
         if job is not None:
-            self.stop(job)
+            job.drop_windows()
+            owner = job.transcript.owner
+            self._owners[owner].jobs.remove(job)
+            self._forget(owner)
         return job
+
+    # Windows
+
+    def next(self, idle: int) -> list[Dealt]:
+        """The windows that one of `idle` workers is to do together; none when none is waiting."""
+        firsts = ((owner, owner.next()) for owner in self._owners.values())
+        turns = [(self._rank(owner, job), owner, job) for owner, job in firsts if job is not None]
+        if not turns:
+            return []
+        _, owner, job = min(turns)
+        owner.turns += 1
+        # Not by what goes along in a batch: others that wait still start before that.
+        self._time = max(self._time, owner.finish)
+        head = self._deal(owner, job)
+        batch = [head, *self._companions(head, idle)]
+        self._forget(*self._owners)
+        return batch
+
+    def _rank(self, owner: _Owner, job: Job) -> tuple[float, float, int]:
+        """The smallest is next: whose window starts first.
+
+        Of those that start together the one that is done first, so that a short message waits for
+        nobody's long window; then the one that waits longest. No two are the same.
+        """
+        start = max(self._time, owner.finish)
+        return start, start + job.seconds(job.waiting[0]), owner.served
+
+    def _deal(self, owner: _Owner, job: Job) -> Dealt:
+        dealt = job.take()
+        owner.finish = max(self._time, owner.finish) + dealt.seconds
+        owner.served = next(self._numbers)
+        return dealt
+
+    def _companions(self, head: Dealt, idle: int) -> Iterator[Dealt]:
+        """What goes along with a short window: others, in their order, as far as they fit in."""
+        assert self._model is not None
+        limit = self._model.batch
+
+        def short(job: Job, window: Window) -> bool:
+            # One that has failed goes alone: it is not to cost its neighbours their tries.
+            return (
+                job.transcript.language == head.job.transcript.language
+                and job.seconds(window) < limit
+                and window.position not in job.tries
+            )
+
+        if not short(head.job, head.window):
+            return
+        # No worker is to stay without a window because another has several.
+        waiting = 1
+        turns: list[tuple[tuple[float, float, int], _Owner, list[tuple[float, int, Job]]]] = []
+        for owner in self._owners.values():
+            jobs = [
+                (job.seconds_left, number, job)
+                for number, job in enumerate(owner.jobs)
+                if job.waiting and short(job, job.waiting[0])
+            ]
+            if jobs:
+                waiting += sum(len(job.waiting) for _, _, job in jobs)
+                heapq.heapify(jobs)
+                turns.append((self._rank(owner, jobs[0][-1]), owner, jobs))
+        heapq.heapify(turns)
+        room = min(MAX_BATCH, ceil(waiting / idle)) - 1
+        left = limit - head.seconds
+        while turns and room:
+            _, owner, jobs = heapq.heappop(turns)
+            _, number, job = heapq.heappop(jobs)
+            if job.seconds(job.waiting[0]) <= left:
+                dealt = self._deal(owner, job)
+                left -= dealt.seconds
+                room -= 1
+                yield dealt
+                if job.waiting and short(job, job.waiting[0]):
+                    heapq.heappush(jobs, (job.seconds_left, number, job))
+            if jobs:
+                heapq.heappush(turns, (self._rank(owner, jobs[0][-1]), owner, jobs))
+
+    def wants(self, dealt: Dealt) -> bool:
+        """Whether a window's result is still of use."""
+        return dealt in dealt.job.in_work
+
+    def done(self, dealt: Dealt, result: WindowResult) -> None:
+        """A window has its result."""
+        dealt.job.in_work.discard(dealt)
+        dealt.job.results[dealt.window.position] = result
+        self._forget(dealt.job.transcript.owner)
+
+    def failed(self, dealt: Dealt, alone: bool) -> bool:
+        """A try of a window failed: queue it again; False when it had its last.
+
+        :param alone: whether it was alone: if not, it may have been another's fault, and does not
+            count.
+        """
+        tries = dealt.job.tries.get(dealt.window.position, 0) + alone
+        dealt.job.tries[dealt.window.position] = tries
+        if tries >= MAX_TRIES:
+            return False
+        dealt.job.put_back(dealt)
+        return True
+
+    def give_up(self, job: Job, reason: str) -> None:
+        """It cannot be transcribed: deal out no more of its windows."""
+        job.reason = reason
+        job.drop_windows()
+
+    def _forget(self, *names: str) -> None:
+        """Forget what these owners were dealt, where it makes no difference any more.
+
+        That is once virtual time has passed it, or nobody waits whom it could put last.
+        """
+        waiting = any(job.waiting for job in self._jobs.values())
+        gone = []
+        for name in names if waiting else list(self._owners):
+            owner = self._owners[name]
+            if owner.finish <= self._time or not (waiting or owner.in_work):
+                owner.finish = self._time
+                if not owner.jobs:
+                    del self._owners[name]
+            elif not owner.jobs:
+                gone.append((owner.finish, name))
+        # Whoever comes for the first time starts at the present virtual time: as long as only such
+        # ones come, it stands still.
+        for _, name in sorted(gone)[: -self.limit]:
+            del self._owners[name]

@@ -20,7 +20,7 @@ from twisted.python.threadpool import ThreadPool
 from zope.interface import implementer
 
 from transcribed import __version__
-from transcribed.desk import Desk, Terms
+from transcribed.desk import Desk
 from transcribed.dispatcher import Dispatcher
 from transcribed.errors import CannotStart, StateInUse
 from transcribed.interfaces import IRecognizerPool, ISessionPeer
@@ -30,6 +30,7 @@ from transcribed.session import Session
 from transcribed.settings import Settings, is_loopback
 from transcribed.spool import Spool, sync_directory
 from transcribed.storage.sqlite import SQLiteStore
+from transcribed.upload import Terms
 from transcribed.web import make_site
 from transcribed.websocket import SessionFactory
 from transcribed.wire import Limits, Welcome
@@ -241,6 +242,7 @@ def make_daemon(settings: Settings, reactor: Any, in_foreground: bool) -> Daemon
     pool = RecognizerPool(
         settings.model,
         str(settings.state / "models"),
+        settings.dtype,
         settings.workers,
         settings.threads,
         settings.language,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transcribed.recognition import DTYPES
 from transcribed.wire import MAX_TTL
 
 
@@ -76,6 +77,12 @@ def _model(text: object) -> str:
             )
         return str(path)
     return name
+
+
+def _dtype(text: object) -> str:
+    if text not in DTYPES:
+        raise WrongValue("one of " + ", ".join(DTYPES))
+    return str(text)
 
 
 def _path(text: object) -> Path:
@@ -155,6 +162,7 @@ OPTIONS = (
     ),
     Option("state", "var", "The directory for what must survive a restart.", _path),
     Option("model", "auto", "A name on the Hub, a directory, embedded, or auto.", _model),
+    Option("dtype", "auto", "What CTC models compute in: " + ", ".join(DTYPES) + ".", _dtype),
     Option("workers", "auto", "How many processes transcribe: auto, or a number.", _auto_or_whole),
     Option("threads", "auto", "Threads of each worker: auto, or a number.", _auto_or_whole),
     Option("ttl", 86400, "Seconds that a transcript is kept.", _seconds(MAX_TTL)),
@@ -176,6 +184,7 @@ class Settings:
     listen: tuple[str, ...]
     state: Path
     model: str
+    dtype: str
     workers: int | None
     threads: int | None
     ttl: float

@@ -55,7 +55,8 @@ class Intake:
     """Audio on its way in: appended to as frames arrive, then kept or discarded.
 
     Appending is a write into the page cache and happens on the reactor's thread; what waits for the
-    disk does not.
+    disk does not. So whoever opens the audio sees all that was written, at once, and the windows of
+    it that are transcribed already can be kept beside it.
 
     :ivar size: bytes so far.
     """
@@ -69,6 +70,11 @@ class Intake:
             self._file = open(  # noqa: SIM115
                 spool.audio_path(key), "xb", buffering=0, opener=_private
             )
+            try:
+                spool.windows_path(key).touch(0o600, exist_ok=False)
+            except BaseException:
+                self.discard()
+                raise
 
     def write(self, data: bytes) -> None:
         """Append `data`; raises :exc:`Busy` when the disk is full."""
@@ -90,7 +96,6 @@ class Intake:
         def work() -> None:
             with _disk_errors(), self._file:
                 os.fsync(self._file.fileno())
-                self._spool.windows_path(self.key).touch(0o600, exist_ok=False)
                 sync_directory(self._spool.directory)
 
         return self._spool.inThread(work)

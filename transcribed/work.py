@@ -1,17 +1,16 @@
-"""What a worker is made of and given: a child process, how long things may take, a job."""
+"""What a worker is made of and given: a child process, how long things may take, a batch."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.protocols.amp import Command
 
-from transcribed.interfaces import SpooledAudio
-from transcribed.recognition import Window, WindowResult
+from transcribed.recognition import Piece, WindowResult
 
 
 class Child(Protocol):
@@ -43,8 +42,8 @@ class Child(Protocol):
 class Times:
     """How long a worker may take, in seconds.
 
-    :ivar window: for a window, whatever its length.
-    :ivar window_second: for a window, on top, for each second of audio in it.
+    :ivar batch: for a batch of windows, whatever its length.
+    :ivar batch_second: for a batch, on top, for each second of audio in it.
     :ivar ping: between an answer and the next ping.
     :ivar pong: to answer a ping.
     :ivar loading_pong: to answer a ping while the model is found or loaded, which may hold Python's
@@ -53,8 +52,8 @@ class Times:
     :ivar kill: to exit after SIGTERM, before SIGKILL.
     """
 
-    window: float = 60.0
-    window_second: float = 20.0
+    batch: float = 60.0
+    batch_second: float = 20.0
     ping: float = 15.0
     pong: float = 30.0
     loading_pong: float = 120.0
@@ -89,15 +88,13 @@ class Backoff:
 
 
 @dataclass
-class Job:
-    """One window to transcribe, once."""
+class Batch:
+    """Windows to transcribe together, once."""
 
-    audio: SpooledAudio
-    window: Window
-    language: str
-    result: Deferred[WindowResult] = field(default_factory=Deferred)
+    pieces: Sequence[Piece]
+    results: Deferred[list[WindowResult]] = field(default_factory=Deferred)
 
     @property
     def seconds(self) -> float:
         """How much audio is in it."""
-        return (self.window.stop - self.window.start) / self.audio.rate
+        return sum(piece.seconds for piece in self.pieces)

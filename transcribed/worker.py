@@ -13,7 +13,6 @@ from functools import partial
 from threading import Thread
 from typing import TypeVar
 
-import msgspec
 from ampoule.child import AMPChild
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThreadPool
@@ -21,10 +20,10 @@ from twisted.logger import Logger
 from twisted.protocols.amp import MAX_VALUE_LENGTH
 from twisted.python.threadpool import ThreadPool
 
-from transcribed.commands import LoadModel, ResolveModel, TranscribeWindow
+from transcribed.commands import LoadModel, ResolveModel, TranscribeWindows
 from transcribed.errors import ModelUnavailable, RecognitionFailed
-from transcribed.recognition import Model, Window, decode, encode
-from transcribed.speech import Recognizer, Span, load
+from transcribed.recognition import Model, decode, decode_pieces, encode, encode_results
+from transcribed.speech import Recognizer, Sound, Span, load
 
 LONGEST_REASON = 500
 """Characters of an error's reason that go to the parent: AMP ends on values over 65,535 bytes."""
@@ -52,13 +51,13 @@ class Worker(AMPChild):  # type: ignore[misc]
         self._recognizer: Recognizer | None = None
 
     @ResolveModel.responder
-    def resolveModel(self, asked: str, cache: str) -> Deferred[dict[str, bytes]]:
+    def resolveModel(self, asked: str, cache: str, dtype: str) -> Deferred[dict[str, bytes]]:
         """See :class:`ResolveModel`."""
 
         def work() -> dict[str, bytes]:
             from transcribed.speech.models import resolve
 
-            return {"model": _fitting(resolve(asked, cache))}
+            return {"model": _fitting(encode(resolve(asked, cache, dtype)))}
 
         return self._run(work, ModelUnavailable, "the model cannot be resolved")
 
@@ -72,11 +71,9 @@ class Worker(AMPChild):  # type: ignore[misc]
 
         return self._run(work, ModelUnavailable, "the model cannot be loaded")
 
-    @TranscribeWindow.responder
-    def transcribeWindow(
-        self, path: str, rate: int, channels: int, window: bytes, language: str
-    ) -> Deferred[dict[str, bytes]]:
-        """See :class:`TranscribeWindow`."""
+    @TranscribeWindows.responder
+    def transcribeWindows(self, pieces: bytes) -> Deferred[dict[str, bytes]]:
+        """See :class:`TranscribeWindows`."""
 
         def work() -> dict[str, bytes]:
             # Not at the top: a child that only resolves a model needs neither numpy nor soxr.
@@ -84,10 +81,12 @@ class Worker(AMPChild):  # type: ignore[misc]
 
             if self._recognizer is None:
                 raise RecognitionFailed("this worker has no model loaded")
-            place = decode(Window, window)
-            samples = read(path, rate, channels, place.start, place.stop)
-            span = Span.of(place, rate)
-            return {"result": _fitting(self._recognizer.transcribe(samples, span, language))}
+            sounds = []
+            for piece in decode_pieces(pieces):
+                audio, window = piece.audio, piece.window
+                samples = read(audio.path, audio.rate, audio.channels, window.start, window.stop)
+                sounds.append(Sound(samples, Span.of(window, audio.rate), piece.language))
+            return {"results": _fitting(encode_results(self._recognizer.transcribe(sounds)))}
 
         return self._run(work, RecognitionFailed, "the window cannot be transcribed")
 
@@ -113,9 +112,8 @@ class Worker(AMPChild):  # type: ignore[misc]
         return deferToThreadPool(reactor, self._thread, guarded)  # type: ignore[arg-type]
 
 
-def _fitting(answer: msgspec.Struct) -> bytes:
-    """`answer` as JSON; raises :exc:`RecognitionFailed` if it is longer than AMP can send."""
-    encoded = encode(answer)
-    if len(encoded) > MAX_VALUE_LENGTH:
+def _fitting(answer: bytes) -> bytes:
+    """`answer`; raises :exc:`RecognitionFailed` if it is longer than AMP can send."""
+    if len(answer) > MAX_VALUE_LENGTH:
         raise RecognitionFailed("the worker's answer is too long to send")
-    return encoded
+    return answer

@@ -2,7 +2,7 @@
 
 A machine without knowledge of how processes are made or what the pool does with them: a child is
 anything that speaks AMP and can be signalled, time is a clock. What a state needs to be left again
-(timers, the job) is that state's data, and every way out of it closes them.
+(timers, the batch) is that state's data, and every way out of it closes them.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from twisted.internet.error import ConnectionClosed, ProcessDone, ProcessTermina
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
-from transcribed.commands import TranscribeWindow
+from transcribed.commands import TranscribeWindows
 from transcribed.errors import ModelUnavailable, RecognitionFailed
-from transcribed.recognition import WindowResult, decode_result, encode
-from transcribed.work import Backoff, Child, Job, Times
+from transcribed.recognition import WindowResult, decode_results, encode_pieces
+from transcribed.work import Backoff, Batch, Child, Times
 
 
 class Owner(Protocol):
     """Whom a :class:`WorkerMachine` tells. None of these may raise."""
 
     def prepared(self, worker: WorkerMachine, answer: object) -> None:
-        """`worker` has become ready for its first window; `answer` is what preparing it gave."""
+        """`worker` has become ready for its first batch; `answer` is what preparing it gave."""
 
     def freed(self, worker: WorkerMachine) -> None:
-        """`worker` has become ready for its next window."""
+        """`worker` has become ready for its next batch."""
 
     def lost(self, worker: WorkerMachine, reason: str) -> None:
         """`worker` is not ready and will start again by itself."""
@@ -42,15 +42,15 @@ class _Inputs(Protocol):
 
     def start(self) -> None: ...
 
-    def work(self, job: Job) -> None: ...
+    def work(self, batch: Batch) -> None: ...
 
     def stop(self) -> None: ...
 
     def _prepared(self, answer: object) -> None:
-        """The child is ready for its first window."""
+        """The child is ready for its first batch."""
 
     def _answered(self, answer: object) -> None:
-        """A WindowResult, or the RecognitionFailed that a healthy child declared."""
+        """A batch's results, or the RecognitionFailed that a healthy child declared."""
 
     def _broken(self, reason: str) -> None:
         """The child, alive or not, is of no more use."""
@@ -146,7 +146,7 @@ class _Loading:
 
 @dataclass
 class _Busy:
-    job: Job
+    batch: Batch
     deadline: _Timer
     pings: _Pings
 
@@ -156,7 +156,7 @@ class _Busy:
 
     def fail(self, reason: str) -> None:
         self.close()
-        self.job.result.errback(RecognitionFailed(f"the worker {reason}"))
+        self.batch.results.errback(RecognitionFailed(f"the worker {reason}"))
 
 
 def describe(failure: Failure) -> str:
@@ -191,19 +191,21 @@ def _idle(c: _Inputs, s: _Core, answer: object) -> _Pings:
     return _Pings(c, s, s.times.pong)
 
 
-def _busy(c: _Inputs, s: _Core, job: Job) -> _Busy:
+def _busy(c: _Inputs, s: _Core, batch: Batch) -> _Busy:
     assert s.child is not None
-    seconds = s.times.window + s.times.window_second * job.seconds
-    busy = _Busy(job, _Timer(s.clock), _Pings(c, s, s.times.pong))
+    seconds = s.times.batch + s.times.batch_second * batch.seconds
+    busy = _Busy(batch, _Timer(s.clock), _Pings(c, s, s.times.pong))
     busy.deadline.set(seconds, lambda: c._broken(f"hung: no result within {seconds:g} s"))
 
     def answered(box: dict[str, Any]) -> None:
         try:
-            result = decode_result(box["result"])
+            results = decode_results(box["results"])
         except Exception:
-            c._broken("answered with rubbish")
+            results = []
+        if len(results) == len(batch.pieces):
+            c._answered(results)
         else:
-            c._answered(result)
+            c._broken("answered with rubbish")
 
     def failed(failure: Failure) -> None:
         if isinstance(failure.value, RecognitionFailed):
@@ -211,15 +213,8 @@ def _busy(c: _Inputs, s: _Core, job: Job) -> _Busy:
         else:
             c._broken(describe(failure))
 
-    maybeDeferred(
-        s.child.callRemote,
-        TranscribeWindow,
-        path=job.audio.path,
-        rate=job.audio.rate,
-        channels=job.audio.channels,
-        window=encode(job.window),
-        language=job.language,
-    ).addCallbacks(answered, failed)
+    asked = maybeDeferred(s.child.callRemote, TranscribeWindows, pieces=encode_pieces(batch.pieces))
+    asked.addCallbacks(answered, failed)
     return busy
 
 
@@ -260,17 +255,17 @@ def _build() -> Callable[[_Core], _Inputs]:
         s.owner.prepared(s.worker, answer)
 
     @idle.upon(_Inputs.work).to(busy)
-    def begin(c: _Inputs, s: _Core, pings: _Pings, job: Job) -> None:
+    def begin(c: _Inputs, s: _Core, pings: _Pings, batch: Batch) -> None:
         pings.close()
 
     @busy.upon(_Inputs._answered).to(idle)
     def finish(c: _Inputs, s: _Core, work: _Busy, answer: object) -> None:
         work.close()
         if isinstance(answer, RecognitionFailed):
-            work.job.result.errback(answer)
+            work.batch.results.errback(answer)
         else:
             s.backoff.reset()
-            work.job.result.callback(cast(WindowResult, answer))
+            work.batch.results.callback(cast("list[WindowResult]", answer))
         s.owner.freed(s.worker)
 
     # Broken: killed at once, but nothing new is started until it is gone.
@@ -327,7 +322,7 @@ def _build() -> Callable[[_Core], _Inputs]:
 
     @busy.upon(_Inputs.stop).to(stopping)
     def interruptWork(c: _Inputs, s: _Core, work: _Busy) -> None:
-        # Not shutdown: a child that is asked to exit may first finish the window.
+        # Not shutdown: a child that is asked to exit may first finish the batch.
         s.tell(lambda child: child.close())
         work.fail("is being stopped")
 
@@ -339,10 +334,10 @@ def _build() -> Callable[[_Core], _Inputs]:
         s.child = None
         s.stopped.callback(None)
 
-    # A window may be given to a worker that breaks in the same moment.
+    # A batch may be given to a worker that breaks in the same moment.
 
-    def refuse(c: _Inputs, s: _Core, job: Job) -> None:
-        job.result.errback(RecognitionFailed("the worker is not there"))
+    def refuse(c: _Inputs, s: _Core, batch: Batch) -> None:
+        batch.results.errback(RecognitionFailed("the worker is not there"))
 
     new.upon(_Inputs.work).loop()(refuse)
     loading.upon(_Inputs.work, nodata=True).loop()(refuse)
@@ -393,7 +388,7 @@ class WorkerMachine:
         :param start_child: starts the process; may raise.
         :param prepare: brings a new child to where it can take windows.
         :param patience: how long `prepare` may take, seconds; None for as long as it likes.
-        :param backoff: of this worker alone. Reset when a window has succeeded.
+        :param backoff: of this worker alone. Reset when a batch has succeeded.
         """
         self.name = name
         core = _Core(self, owner, clock, start_child, prepare, patience, backoff, times)
@@ -404,12 +399,12 @@ class WorkerMachine:
         """Start the process; once."""
         self._machine.start()
 
-    def work(self, job: Job) -> None:
-        """Transcribe a window; only while idle. The job's result always fires.
+    def work(self, batch: Batch) -> None:
+        """Transcribe a batch; only while idle. Its `results` always fires.
 
         It fails with :exc:`RecognitionFailed` when the worker cannot, breaks or is stopped.
         """
-        self._machine.work(job)
+        self._machine.work(batch)
 
     def stop(self) -> None:
         """End the process for good; see :attr:`stopped`."""

@@ -6,6 +6,7 @@ Importing this package imports no machine learning library; :func:`load` imports
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -45,6 +46,20 @@ class Span:
         return self.core_start <= seconds < self.core_stop
 
 
+@dataclass(frozen=True)
+class Sound:
+    """A window as a recognizer hears it.
+
+    :ivar samples: float32, shape (samples,), 16 kHz, -1 to 1: the core and its context.
+    :ivar span: where they lie in the recording.
+    :ivar language: as the model names it; empty for the model's own choice.
+    """
+
+    samples: Samples
+    span: Span
+    language: str
+
+
 class Recognizer(Protocol):
     """A loaded model. Used from one thread at a time.
 
@@ -53,11 +68,10 @@ class Recognizer(Protocol):
 
     precision: str
 
-    def transcribe(self, samples: Samples, span: Span, language: str) -> WindowResult:
-        """What is said in the core of a window.
+    def transcribe(self, sounds: Sequence[Sound]) -> list[WindowResult]:
+        """What is said in the core of each window, as if it were alone.
 
-        :param samples: float32, shape (samples,), 16 kHz, -1 to 1: the core and its context.
-        :param language: as the model names it; empty for the model's own choice.
+        :param sounds: windows that are all in one language.
         :raises RecognitionFailed: when the model does not have the language.
         """
 
@@ -72,6 +86,16 @@ def load(model: Model, threads: int, language: str) -> Recognizer:
         from transcribed.speech.whisper import WhisperRecognizer
 
         return WhisperRecognizer(model, threads, language)
+    if model.kind == "wav2vec2":
+        from transcribed.speech.native import NativeRecognizer
+
+        return NativeRecognizer(model, threads, language)
     from transcribed.speech.ctc import CTCRecognizer
 
     return CTCRecognizer(model, threads, language)
+
+
+def check_language(model: Model, language: str, error: type[Exception]) -> None:
+    """Raise `error` when the model lists its languages, and `language` is none of them."""
+    if language and model.languages is not None and language not in model.languages:
+        raise error(f"{model.name} does not have the language {language!r}")

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 
 from transcribed.errors import ModelUnavailable
 from transcribed.recognition import Model
-from transcribed.speech import embedded
+from transcribed.speech import converted, embedded
 
 MISSION = "KBLab/wav2vec2-large-voxrex-swedish"
 WHISPER_TOKENS_ENGLISH_ONLY = 51864  # of the ``.en`` checkpoints; the multilingual ones have more
@@ -52,13 +52,32 @@ _EDGE = 1 << 16  # bytes of each end of a large file that its digest is made of
 T = TypeVar("T")
 
 
-def resolve(asked: str, cache_dir: str) -> Model:
+def resolve(asked: str, cache_dir: str, dtype: str = "auto") -> Model:
+    """The model that `asked` stands for, ready to be loaded: see :func:`find`.
+
+    A wav2vec2 checkpoint is converted, if it was not yet.
+
+    :param dtype: what wav2vec2 computes in; see :data:`transcribed.recognition.DTYPES`.
+    :raises ModelUnavailable: with a sentence that says why.
+    """
+    model = find(asked, cache_dir)
+    if model.kind != "ctc":
+        return model
+    if converted.supported(_read_json(Path(model.path) / "config.json")):
+        return converted.find(model, Path(cache_dir), dtype)
+    if model.languages is not None:
+        raise ModelUnavailable(f"{model.name} has many languages and is no Wav2Vec2ForCTC")
+    return model
+
+
+def find(asked: str, cache_dir: str) -> Model:
     """The model that `asked` stands for, with its files on this machine.
 
     :param asked: a directory; a Hub name (``owner/name``), looked for in the Hub's cache, without
         any network, before it is fetched; ``embedded``; or ``auto``, which is :data:`MISSION`
         from the Hub or else, with a warning, the embedded one.
-    :param cache_dir: where the embedded model is unpacked. (The Hub's cache is its library's own.)
+    :param cache_dir: where the embedded model is unpacked and wav2vec2 checkpoints are converted.
+        (The Hub's cache is its library's own.)
     :raises ModelUnavailable: with a sentence that says why.
     """
     if asked == "embedded":
@@ -141,7 +160,7 @@ def _whisper_languages(directory: Path) -> tuple[str, ...]:
 
 
 def _inspect_ctc(name: str, directory: Path) -> Model:
-    weights = _ctc_weights(directory)
+    weights = ctc_weights(directory)
     if not (directory / "vocab.json").is_file():
         raise ModelUnavailable(f"{directory} has no vocab.json")
     if not any((directory / f).is_file() for f in _FEATURES):
@@ -165,7 +184,8 @@ def _inspect_ctc(name: str, directory: Path) -> Model:
     return Model(name, str(directory), "ctc", digest, size, languages, 20, 3)
 
 
-def _ctc_weights(directory: Path) -> list[Path]:
+def ctc_weights(directory: Path) -> list[Path]:
+    """The files that hold a checkpoint's weights; raises :exc:`ModelUnavailable`."""
     for name in _WEIGHTS:
         file = directory / name
         if not file.is_file():

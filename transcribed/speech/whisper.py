@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from faster_whisper import WhisperModel
 
 from transcribed.errors import ModelUnavailable, RecognitionFailed
-from transcribed.recognition import Model, Word, WordsResult
-from transcribed.speech import Span
+from transcribed.recognition import Model, WindowResult, Word, WordsResult
+from transcribed.speech import Sound, Span, check_language
 from transcribed.speech.audio import Samples
 
 
@@ -17,7 +19,7 @@ class WhisperRecognizer:
 
     def __init__(self, model: Model, threads: int, language: str) -> None:
         """See :func:`transcribed.speech.load`."""
-        _check_language(model, language, ModelUnavailable)
+        check_language(model, language, ModelUnavailable)
         self._model = model
         self._default = language
         self._whisper = WhisperModel(
@@ -28,9 +30,12 @@ class WhisperRecognizer:
             local_files_only=True,
         )
 
-    def transcribe(self, samples: Samples, span: Span, language: str) -> WordsResult:
+    def transcribe(self, sounds: Sequence[Sound]) -> list[WindowResult]:
         """See :class:`transcribed.speech.Recognizer`."""
-        _check_language(self._model, language, RecognitionFailed)
+        return [self._transcribe(s.samples, s.span, s.language) for s in sounds]
+
+    def _transcribe(self, samples: Samples, span: Span, language: str) -> WordsResult:
+        check_language(self._model, language, RecognitionFailed)
         words: list[Word] = []
         if not len(samples):
             return WordsResult(words)
@@ -53,8 +58,3 @@ class WhisperRecognizer:
                     confidence = min(1.0, max(0.0, float(word.probability)))
                     words.append(Word(text, round(start, 3), round(end, 3), round(confidence, 4)))
         return WordsResult(words)
-
-
-def _check_language(model: Model, language: str, error: type[Exception]) -> None:
-    if language and model.languages is not None and language not in model.languages:
-        raise error(f"{model.name} does not have the language {language!r}")

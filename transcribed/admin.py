@@ -1,0 +1,136 @@
+"""The ``transcribed`` command: what an operator does besides running the daemon."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+from transcribed import __version__
+from transcribed.settings import OPTIONS, WrongValue
+from transcribed.task import INTERRUPTED, UNFORESEEN, UNREADABLE
+
+# Twisted and FFmpeg take most of a second: --help and a typing error need none of them.
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def _as_the_daemon_s(key: str) -> Callable[[_F], _F]:
+    """An option that is the daemon's, with its default and its check."""
+    [option] = [option for option in OPTIONS if option.key == key]
+
+    def check(_: click.Context, __: click.Parameter, value: str) -> object:
+        try:
+            return option.check(value)
+        except WrongValue as e:
+            raise click.BadParameter(f"it must be {e}") from e
+
+    return click.option(f"--{key}", default=option.default, help=option.help, callback=check)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.version_option(__version__, prog_name="transcribed")
+def cli() -> None:
+    """What an operator does besides running the daemon, which is: twistd transcribed."""
+
+
+@cli.command()
+@_as_the_daemon_s("model")
+@_as_the_daemon_s("dtype")
+@_as_the_daemon_s("language")
+@click.option(
+    "--rounds", type=click.IntRange(1, 100), default=3, help="How often all is measured, in turns."
+)
+@click.option("--audio", metavar="FILE", help="Speech, 20 s or more. [some Swedish of ours]")
+@click.option("--json", "output", type=click.File("w", lazy=False), help="All figures, as JSON.")
+def tune(output: Any, **wanted: Any) -> None:
+    """Measure how many workers of how many threads are best on this machine, which must be idle.
+
+    Takes some minutes. For each way to share out the cores: seconds of audio a second while windows
+    of 20 s are always waiting, seconds until the text of a 5 s message on an idle pool, memory of
+    all workers together, and seconds from the start until all of them are ready.
+    """
+    from transcribed.tune import TuneFailed, Wanted
+    from transcribed.tune import tune as measure
+
+    async def job(reactor: Any) -> None:
+        try:
+            found = await measure(Wanted(**wanted), reactor, complain)
+        except TuneFailed as e:
+            raise Refused(UNFORESEEN, str(e)) from e
+        print("\n".join(found.lines()), flush=True)
+        if output is not None:
+            json.dump(found.as_json(), output, indent=2)
+            output.write("\n")
+
+    run(job)
+
+
+class Refused(Exception):
+    """A command cannot do what it was asked; with its exit status, of :mod:`transcribed.task`."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+def complain(problem: object) -> None:
+    """One line on stderr."""
+    print("transcribed: " + " ".join(str(problem).split()), file=sys.stderr, flush=True)
+
+
+def run(job: Callable[[Any], Coroutine[Any, Any, None]]) -> NoReturn:
+    """Do `job` in a reactor, which it is given, and end the program.
+
+    Whatever goes wrong is one line on stderr. Ctrl-C cancels the job, which may still clean up.
+    """
+    from twisted.internet.defer import CancelledError, Deferred
+    from twisted.internet.task import deferLater, react
+    from twisted.logger import globalLogBeginner
+
+    from transcribed.audiofile import UnreadableFile
+
+    # What libraries log is not for those who use a command.
+    globalLogBeginner.beginLoggingTo([], discardBuffer=True, redirectStandardIO=False)
+
+    async def guarded(reactor: Any) -> None:
+        try:
+            # Until the reactor runs, nobody hears Ctrl-C but Python.
+            await deferLater(reactor, 0)
+            await job(reactor)
+        except CancelledError:
+            raise SystemExit(INTERRUPTED) from None
+        except Refused as e:
+            complain(e)
+            raise SystemExit(e.status) from e
+        except UnreadableFile as e:
+            complain(e)
+            raise SystemExit(UNREADABLE) from e
+        except Exception as e:
+            complain(f"unforeseen: {type(e).__name__}: {e}")
+            raise SystemExit(UNFORESEEN) from e
+
+    def start(reactor: Any) -> Deferred[None]:
+        done = Deferred.fromCoroutine(guarded(reactor))
+        ended: Deferred[None] = Deferred()
+
+        def stop() -> Deferred[None]:
+            done.cancel()
+            return ended
+
+        def over(result: Any) -> Any:
+            ended.callback(None)
+            return result
+
+        reactor.addSystemEventTrigger("before", "shutdown", stop)
+        return done.addBoth(over)
+
+    react(start)
+
+
+def main() -> None:
+    """The console script; ends the program."""
+    cli(prog_name="transcribed")

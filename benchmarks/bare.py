@@ -10,15 +10,17 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import msgspec
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred, FirstError, gatherResults
 from twisted.internet.protocol import ProcessProtocol
 from twisted.python.failure import Failure
 
 from transcribed.children import child_environment
 from transcribed.recognition import Model, Piece, WindowResult, Word, WordsResult, encode_pieces
+
+T = TypeVar("T")
 
 ROOT = Path(__file__).parent.parent
 
@@ -47,6 +49,14 @@ class Order(msgspec.Struct, forbid_unknown_fields=True):
     direct: bool = False
     prepare: list[Piece] | None = None
     transcribe: int | None = None
+
+
+async def together(jobs: Iterable[Deferred[T]]) -> list[T]:
+    """What all `jobs` give. Raises what the first one to fail raises."""
+    try:
+        return await gatherResults(list(jobs), consumeErrors=True)
+    except FirstError as e:
+        raise cast(Exception, e.subFailure.value) from None
 
 
 class BareProcess(ProcessProtocol):
@@ -124,8 +134,9 @@ class BareEngine:
         await self._each(prepare=msgspec.Raw(encode_pieces(pieces)))
 
     async def _each(self, **order: Any) -> None:
-        await gatherResults(
-            [Deferred.fromCoroutine(p.ask(threads=self._threads, **order)) for p in self._processes]
+        await together(
+            Deferred.fromCoroutine(process.ask(threads=self._threads, **order))
+            for process in self._processes
         )
 
     async def run(self, windows: Iterable[int]) -> tuple[float, list[WindowResult]]:
@@ -140,12 +151,12 @@ class BareEngine:
                 results[place] = msgspec.json.decode(answer, type=WindowResult)
 
         begun = self._clock.seconds()
-        await gatherResults([Deferred.fromCoroutine(work(p)) for p in self._processes])
+        await together(Deferred.fromCoroutine(work(process)) for process in self._processes)
         return self._clock.seconds() - begun, [results[i] for i in range(len(numbers))]
 
     async def stop(self) -> None:
         """End all processes."""
-        await gatherResults([process.stop() for process in self._processes])
+        await together(process.stop() for process in self._processes)
 
 
 class Direct:

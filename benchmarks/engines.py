@@ -98,10 +98,13 @@ def compete(
     precisions = {"float32", "int8", *(e.precision for e in contest.entrants.values())}
     peak = Apart(partial(Peak, setting.threads, sorted(precisions)), log)
     rates = []
-    for number in range(rounds):
-        progress(f"round {number + 1} of {rounds}")
-        contest.round(number)
-        rates.append(peak.call("rates"))
+    # Size by size, so that engines that are compiled for a size need not keep all of them.
+    for size in batches:
+        contest.hear(size)
+        for number in range(rounds):
+            progress(f"{size}: round {number + 1} of {rounds}")
+            contest.round(number, size)
+            rates.append(peak.call("rates"))
     contest.stop()
     peak.stop()
     return contest, {p: statistics.median(rate[p] for rate in rates) for p in precisions}

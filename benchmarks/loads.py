@@ -6,8 +6,9 @@ import math
 import statistics
 from typing import Any
 
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred
 
+from benchmarks.bare import together
 from benchmarks.rig import Outcome, Rig, Row
 from tests.daemonprocess import DaemonProcess
 from transcribed.client import Transcript
@@ -49,9 +50,7 @@ class Traffic:
         self._runs += 1
         texts: dict[int, str] = {}
         begun = self._rig.reactor.seconds()
-        await gatherResults(
-            [Deferred.fromCoroutine(self._own(n, messages, texts)) for n in range(OWNERS)]
-        )
+        await together(Deferred.fromCoroutine(self._own(n, messages, texts)) for n in range(OWNERS))
         took = self._rig.reactor.seconds() - begun
         return took, [texts[i] for i in range(len(messages))]
 
@@ -61,14 +60,12 @@ class Traffic:
             id = f"{self._runs}-{number}"
             await self._senders[owner].submit(id, messages[number], f"receiver-{owner}")
             given.append(Deferred.fromCoroutine(self._give(owner, id, number, texts)))
-        await gatherResults(given)
+        await together(given)
 
     async def _give(self, owner: int, id: str, number: int, texts: dict[int, str]) -> None:
-        purged = await gatherResults(
-            [
-                Deferred.fromCoroutine(self._take(client, owner, id, number, texts))
-                for client in self._sides[owner]
-            ]
+        purged = await together(
+            Deferred.fromCoroutine(self._take(client, owner, id, number, texts))
+            for client in self._sides[owner]
         )
         assert any(purged), f"{id} was not purged when both sides had it"
 

@@ -169,13 +169,11 @@ def transformers_int8(setting: Setting) -> Network:
 
 
 def compiled(setting: Setting, dtype: str) -> Network:
-    """The same, compiled by inductor for each size of its own."""
+    """The same, compiled by inductor, for one size."""
     import torch
 
     # The weights are constants: a third faster here, for a few seconds more of compiling.
     torch._inductor.config.freezing = True
-    # Each size is a compilation.
-    torch._dynamo.config.recompile_limit = 64
     network = torch.compile(_pretrained(setting, dtype), dynamic=False)
     return _torch(setting, network, dtype, dtype)
 
@@ -243,12 +241,18 @@ def _onnx_int8(setting: Setting) -> Path:
 
 
 def _traceable(setting: Setting) -> tuple[Any, Any]:
-    """A network that answers with logits alone, for exporters, and an example of its input."""
+    """A module from samples to logits alone, for exporters, and an example of its input."""
     import torch
 
-    network = _pretrained(setting, "float32").requires_grad_(False)
-    network.config.return_dict = False
-    return network, torch.randn(2, 3 * RATE)
+    class Logits(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = _pretrained(setting, "float32")
+
+        def forward(self, samples: Any) -> Any:
+            return self.network(samples).logits
+
+    return Logits().eval().requires_grad_(False), torch.randn(2, 3 * RATE)
 
 
 def ctranslate2(setting: Setting, precision: str) -> Network:
@@ -276,11 +280,14 @@ class Peer:
 
     :ivar packages: what must be installed for it.
     :ivar bf16: whether it computes in bfloat16, which only some processors do fast.
+    :ivar one_size: whether it is compiled for a size, and then keeps a copy of all weights that is
+        arranged for that: for the next size it is made anew, or would fill the memory.
     """
 
     make: Callable[[Setting], Engine]
     packages: tuple[str, ...] = ()
     bf16: bool = False
+    one_size: bool = False
 
     def missing(self) -> list[str]:
         """The packages that are not installed."""
@@ -301,8 +308,8 @@ PEERS = {
     "ours-int8": Peer(partial(Ours, dtype="int8")),
     "transformers-bf16": Peer(partial(transformers, dtype="bfloat16"), bf16=True),
     "transformers-int8": Peer(transformers_int8),
-    "compile-fp32": Peer(partial(compiled, dtype="float32")),
-    "compile-bf16": Peer(partial(compiled, dtype="bfloat16"), bf16=True),
+    "compile-fp32": Peer(partial(compiled, dtype="float32"), one_size=True),
+    "compile-bf16": Peer(partial(compiled, dtype="bfloat16"), bf16=True, one_size=True),
     "openvino-fp32": Peer(partial(openvino, dtype="float32", hint="f32"), ("openvino",)),
     "openvino-bf16": Peer(
         partial(openvino, dtype="bfloat16", hint="bf16"), ("openvino",), bf16=True

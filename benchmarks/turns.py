@@ -37,7 +37,7 @@ class Contestant:
         return self._engine.precision
 
     def heard(self, size: str) -> Heard:
-        """What it makes of a size's sounds. What it sets up for a size, it sets up now."""
+        """What it makes of a size's sounds."""
         return self._engine.heard(self._batches[size])
 
     def seconds(self, size: str) -> float:
@@ -51,7 +51,7 @@ class Contestant:
         return statistics.median(taken)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Entrant:
     """An engine, and what was found out about it.
 
@@ -102,30 +102,40 @@ class Contest:
         self.left_out: dict[str, str] = {}
 
     def enter(self, name: str) -> None:
-        """Start an engine and let it hear everything once."""
-        progress(f"{name} is loaded, and hears each size once")
+        """Start an engine."""
+        progress(f"{name} is loaded")
         with self._watched(name):
-            make = partial(Contestant, name, self._setting, self._batches)
-            process = Apart(make, self._log)
+            process = self._started(name)
             precision = process.call("precision")
             for other, entrant in self.entrants.items():
                 # Our own engine was asked for the precision that it has chosen by itself.
                 if entrant.precision == precision and _family(other) == _family(name):
                     process.stop()
                     raise Failed(f"it computes in {precision}, as {other} does")
-            heard = {size: process.call("heard", size) for size in self._batches}
-            seconds: dict[str, list[float]] = {size: [] for size in self._batches}
-            self.entrants[name] = Entrant(process, precision, heard, seconds)
+            self.entrants[name] = Entrant(process, precision, {}, {})
 
-    def round(self, number: int) -> None:
-        """A turn for each engine with each size; the first in one round is the last in the next."""
-        for i, size in enumerate(self._batches):
-            names = list(self.entrants)
-            first = (number + i) % len(names)
-            for name in names[first:] + names[:first]:
-                with self._watched(name):
-                    entrant = self.entrants[name]
-                    entrant.seconds[size].append(entrant.process.call("seconds", size))
+    def hear(self, size: str) -> None:
+        """Let each engine hear a size for the first time: what it sets up for it, it does now."""
+        for name, entrant in list(self.entrants.items()):
+            progress(f"{size}: {name} hears it for the first time")
+            with self._watched(name):
+                if entrant.heard and PEERS[name].one_size:
+                    entrant.process.stop()
+                    entrant.process = self._started(name)
+                entrant.heard[size] = entrant.process.call("heard", size)
+                entrant.seconds[size] = []
+
+    def round(self, number: int, size: str) -> None:
+        """A turn for each engine, which starts with another one in each round."""
+        names = list(self.entrants)
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            with self._watched(name):
+                entrant = self.entrants[name]
+                entrant.seconds[size].append(entrant.process.call("seconds", size))
+
+    def _started(self, name: str) -> Apart:
+        return Apart(partial(Contestant, name, self._setting, self._batches), self._log)
 
     def stop(self) -> None:
         """End all processes."""

@@ -9,10 +9,11 @@ from pathlib import Path
 import msgspec
 from twisted.trial.unittest import SynchronousTestCase
 
+import transcribed.job
 from tests.fakes import MODEL
 from transcribed.errors import Busy
 from transcribed.job import Dealt, Job
-from transcribed.recognition import Model, StoredWindow, Word, WordsResult, cut
+from transcribed.recognition import Model, StoredWindow, Window, Word, WordsResult, cut
 from transcribed.scheduler import (
     MAX_BATCH,
     MAX_TRIES,
@@ -544,6 +545,20 @@ class UploadTests(SchedulerTestCase):
             while batch := self.scheduler.next(1):
                 windows.append(batch[0].window)
             self.assertEqual(windows, whole)
+
+    def test_itIsCutAgainOnlyForAnotherWindow(self) -> None:
+        """Frames may be as small as they like: little is done for each."""
+        calls: list[int] = []
+
+        def counted(frames: int, *rest: int) -> list[Window]:
+            calls.append(frames)
+            return cut(frames, *rest)
+
+        self.patch(transcribed.job, "cut", counted)
+        one = self.open()
+        for seconds in range(200):
+            self.grow(one, seconds + 0.5)
+        self.assertEqual(len(calls), 1 + len(self.dealt()))
 
     def test_atTheEndTheLastWindowIsLeft(self) -> None:
         one = self.open()

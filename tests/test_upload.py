@@ -19,6 +19,11 @@ RATE = 16000
 SECOND = b"\1\0" * RATE
 
 
+def refuse(*_: object) -> Any:
+    """What a full disk does."""
+    raise Busy("the disk is full", 30.0)
+
+
 class Case(SynchronousTestCase):
     """A house with two workers, and Anna, who uploads."""
 
@@ -183,6 +188,14 @@ class StreamingTests(Case):
             self.house.pool.answer("ord")
         self.assertEqual(order, [26, 1, 1])
 
+    def test_a_disk_that_is_full_from_the_beginning(self) -> None:
+        self.house.max_queue = 1
+        self.restart()
+        patch = self.patch(self.house.spool, "take_in", refuse)
+        self.assertEqual(self.anna.ask(type="submit", id="m1")["code"], "busy")
+        patch.restore()
+        self.assertEqual(self.anna.submit("m2")["type"], "accepted", "its place is free")
+
     def test_the_queues_bound(self) -> None:
         self.house.max_queue = 1
         self.restart()
@@ -223,12 +236,9 @@ class BrokenOffTests(Case):
             self.assertEqual(self.anna.heard()["code"], "too-long")
         elif name == "full disk":
             (upload,) = self.house.desk._uploads.named("anna", "m1")
-            upload._intake.write = self.refuse  # type: ignore[method-assign]
+            self.patch(upload._intake, "write", refuse)
             self.anna.sound(SECOND)
             self.assertEqual(self.anna.heard()["code"], "busy")
-
-    def refuse(self, data: bytes) -> None:
-        raise Busy("the disk is full", 30.0)
 
     WAYS = (
         *("lost", "cancelled", "cancelled from elsewhere", "second submit", "bad end"),
@@ -490,9 +500,11 @@ class ModelTests(Case):
         self.house.pool.answer("fel")
         self.known("another digest")
         self.accept()
+        self.assertEqual(self.work, [1, 0])
+        self.house.pool.answer("rätt", at=1)
+        self.house.pool.answer("rätt", at=1)
         self.house.pool.answer("fel")
-        while self.house.pool.work:
-            self.house.pool.answer("rätt")
+        self.house.pool.answer("rätt")
         self.assertEqual(self.text(), "rätt rätt rätt")
 
 
@@ -524,6 +536,7 @@ class LookingUpTests(Case):
     def test_answered_after_it_broke_off(self) -> None:
         self.upload(30)
         self.anna.session.lost()
+        self.house.desk.wake = lambda: self.fail("there is nothing to transcribe")
         self.gate.callback(None)
         self.assertEqual(self.work, [])
         self.assertEqual(self.house.spool.names(), [])

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,14 @@ class TrainedTests(Case):
                     self.assertEqual((a.start, a.end), (b.start, b.end))
                     # Products of other sizes add up in another order.
                     self.assertAlmostEqual(a.confidence, b.confidence, delta=0.02)
+
+    def test_anyLanguageIsTaken(self) -> None:
+        """The checkpoint does not say which it has."""
+        model = models.resolve(str(CHECKPOINT), str(self.root), "float32")
+        recognizer = load(model, 1, "sv")
+        name, text = next(iter(texts().items()))
+        heard = recognizer.transcribe([replace(sound(clip(name)), language="sv")])
+        self.assertEqual(stitch(heard).text, text)
 
     def test_importsNoTransformers(self) -> None:
         models.resolve(str(CHECKPOINT), str(self.root), "float32")

@@ -87,7 +87,7 @@ def run(job: Callable[[Any], Coroutine[Any, Any, None]]) -> NoReturn:
 
     Whatever goes wrong is one line on stderr. Ctrl-C cancels the job, which may still clean up.
     """
-    from twisted.internet.defer import CancelledError, Deferred
+    from twisted.internet.defer import Deferred
     from twisted.internet.task import deferLater, react
     from twisted.logger import globalLogBeginner
 
@@ -96,28 +96,29 @@ def run(job: Callable[[Any], Coroutine[Any, Any, None]]) -> NoReturn:
     # What libraries log is not for those who use a command.
     globalLogBeginner.beginLoggingTo([], discardBuffer=True, redirectStandardIO=False)
 
+    interrupted = False
+
     async def guarded(reactor: Any) -> None:
         try:
             # Until the reactor runs, nobody hears Ctrl-C but Python.
             await deferLater(reactor, 0)
             await job(reactor)
-        except CancelledError:
-            raise SystemExit(INTERRUPTED) from None
-        except Refused as e:
-            complain(e)
-            raise SystemExit(e.status) from e
-        except UnreadableFile as e:
-            complain(e)
-            raise SystemExit(UNREADABLE) from e
         except Exception as e:
-            complain(f"unforeseen: {type(e).__name__}: {e}")
-            raise SystemExit(UNFORESEEN) from e
+            if interrupted:
+                raise SystemExit(INTERRUPTED) from None
+            known = isinstance(e, Refused | UnreadableFile)
+            complain(e if known else f"unforeseen: {type(e).__name__}: {e}")
+            if isinstance(e, UnreadableFile):
+                raise SystemExit(UNREADABLE) from e
+            raise SystemExit(e.status if isinstance(e, Refused) else UNFORESEEN) from e
 
     def start(reactor: Any) -> Deferred[None]:
         done = Deferred.fromCoroutine(guarded(reactor))
         ended: Deferred[None] = Deferred()
 
         def stop() -> Deferred[None]:
+            nonlocal interrupted
+            interrupted = not ended.called
             done.cancel()
             return ended
 

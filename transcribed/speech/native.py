@@ -51,7 +51,8 @@ class NativeRecognizer:
         # Quantized products are oneDNN's, on the CPU.
         self._device = "cuda" if self.precision != "int8" and has_cuda() else "cpu"
         self._stride = math.prod(self._layout.strides)
-        self._default = language or self._layout.language
+        # Where there is one vocabulary, it is that of whatever language is asked for.
+        self._default = "" if model.languages is None else language or self._layout.language
         with safe_open(model.converted, framework="pt", device=self._device) as file:
             names = set(file.keys())
             self._network = _network(
@@ -78,7 +79,7 @@ class NativeRecognizer:
         """See :class:`transcribed.speech.Recognizer`."""
         language = sounds[0].language
         check_language(self._model, language, RecognitionFailed)
-        if self._model.languages is not None:
+        if self._default:
             self._switch(language or self._default)
         results: list[WindowResult] = []
         for sound, logits in zip(sounds, self._logits([s.samples for s in sounds]), strict=True):

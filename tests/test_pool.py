@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 from ampoule.commands import Echo, Shutdown
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
@@ -725,6 +726,15 @@ class AutomaticTests(PoolTestCase):
         status = self.pool.status()
         self.assertEqual((status.workers, status.threads), (4, 1))
         self.assertEqual(self.child("worker 4").threads, 1)
+
+    def test_oneWhereAGPUComputes(self) -> None:
+        self.pool.start()
+        self.starter.flush()
+        model = msgspec.structs.replace(MODEL, device="cuda")
+        self.child("resolver").answer(ResolveModel, model=encode(model))
+        self.starter.flush()
+        status = self.pool.status()
+        self.assertEqual((status.workers, status.threads), (1, 4))
 
 
 class TooManyTests(PoolTestCase):

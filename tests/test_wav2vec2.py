@@ -272,6 +272,12 @@ class ConvertedTests(Case):
         self.resolve()
         self.assertEqual(len({*made}), 2)
 
+    def test_aCUDADeviceIsUsedWhereThereIsOne(self) -> None:
+        self.assertEqual(self.resolve().device, "cpu")
+        self.patch(converted, "has_cuda", lambda: True)
+        self.assertEqual(self.resolve().device, "cuda")
+        self.assertEqual(self.resolve(dtype="int8").device, "cpu")
+
     def test_aBrokenFileIsReplaced(self) -> None:
         model = self.resolve()
         for broken in (b"", b"rubbish", Path(model.converted).read_bytes()[:-1]):

@@ -185,7 +185,13 @@ class RecognizerPool:
 
     def _startWorkers(self, model: Model) -> None:
         count, memory = self._resources()
-        workers, threads = cores.share_out(count, memory, model.size, model.shared, *self._wanted)
+        wanted, threads_wanted = self._wanted
+        if model.device == "cuda" and wanted is None:
+            # A second one would only take turns with the first.
+            wanted = 1
+        workers, threads = cores.share_out(
+            count, memory, model.size, model.shared, wanted, threads_wanted
+        )
         _log.info(
             "{workers} workers of {threads} threads for {model}",
             workers=workers,

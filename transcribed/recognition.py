@@ -34,6 +34,7 @@ class Model(msgspec.Struct, frozen=True):
     :ivar core: seconds of audio that one window is asked for.
     :ivar context: seconds of audio that a window sees before and after its core.
     :ivar warning: what an operator and a client must know, e.g. that this is a fallback.
+    :ivar device: where it is computed.
     :ivar converted: of the kind ``wav2vec2``, the file that workers map.
     :ivar shared: bytes of weights that all workers hold together, mapped from one file.
     :ivar batch: seconds of audio up to which short windows are done together faster than one by
@@ -49,6 +50,7 @@ class Model(msgspec.Struct, frozen=True):
     core: int
     context: int
     warning: str | None = None
+    device: Literal["cpu", "cuda"] = "cpu"
     converted: str = ""
     shared: int = 0
     batch: float = 0.0

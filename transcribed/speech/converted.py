@@ -109,6 +109,7 @@ def find(model: Model, cache_dir: Path, dtype: str) -> Model:
     return msgspec.structs.replace(
         model,
         kind="wav2vec2",
+        device="cuda" if has_cuda() and not quantized else "cpu",  # int8 products are oneDNN's
         converted=str(target),
         digest=f"{model.digest}/{layout.precision}",
         # int8 weights are packed by each worker for its CPU.

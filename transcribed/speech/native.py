@@ -20,7 +20,7 @@ from transcribed.errors import ModelUnavailable, RecognitionFailed
 from transcribed.recognition import Model, WindowResult
 from transcribed.speech import Sound, check_language
 from transcribed.speech.audio import Samples
-from transcribed.speech.converted import Layout, has_cuda, read
+from transcribed.speech.converted import Layout, read
 from transcribed.speech.decoding import Alphabet, heard
 from transcribed.speech.products import Linear, QuantizedLinear
 from transcribed.speech.wav2vec2 import (
@@ -48,12 +48,10 @@ class NativeRecognizer:
         self._model = model
         self._layout = read(Path(model.converted))
         self.precision: str = self._layout.precision
-        # Quantized products are oneDNN's, on the CPU.
-        self._device = "cuda" if self.precision != "int8" and has_cuda() else "cpu"
         self._stride = math.prod(self._layout.strides)
         # Where there is one vocabulary, it is that of whatever language is asked for.
         self._default = "" if model.languages is None else language or self._layout.language
-        with safe_open(model.converted, framework="pt", device=self._device) as file:
+        with safe_open(model.converted, framework="pt", device=model.device) as file:
             names = set(file.keys())
             self._network = _network(
                 self._layout, lambda name: file.get_tensor(name) if name in names else None
@@ -68,7 +66,7 @@ class NativeRecognizer:
             network = self._network
             if language:
                 path = Path(self._model.path) / f"adapter.{language}.safetensors"
-                network = _adapted(network, path, self._device)
+                network = _adapted(network, path, self._model.device)
             outputs = len(network.head.weight)
             # Outputs beyond the vocabulary stand for nothing.
             tokens = [*self._layout.tokens[language], *[None] * outputs][:outputs]
@@ -104,7 +102,7 @@ class NativeRecognizer:
             samples = (samples - samples.mean()) / numpy.sqrt(samples.var() + 1e-7)
         short = max(0, self._layout.field - len(samples))
         padded = torch.nn.functional.pad(torch.from_numpy(samples), (0, short))
-        return padded.to(self._device)
+        return padded.to(self._model.device)
 
 
 def _network(layout: Layout, find: Find) -> Wav2Vec2:

@@ -1,4 +1,5 @@
 # make run: the daemon on 127.0.0.1:6000, its state in ./var.  make test: the tests.  make check: lint and types.
+# make bench: ours and other engines, and the daemon and the bare engine, side by side.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,7 +9,10 @@ ARGS ?=
 # Which tests: make test TESTS=tests.test_wire
 TESTS ?= tests
 
-.PHONY: run install test check clean
+# One part of the benchmarks, with options: make bench BENCH="engines --model base"
+BENCH ?=
+
+.PHONY: run install test check bench clean
 
 run: install
 	$(BIN)/twistd -n --pidfile= transcribed $(ARGS)
@@ -35,6 +39,14 @@ check: $(VENV)/.checkers
 
 $(VENV)/.checkers: $(VENV)/.installed requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+bench: $(VENV)/.peers
+	$(BIN)/python -m benchmarks $(BENCH)
+
+# Under the daemon's own pins: the peers may not bring other versions of what both use.
+$(VENV)/.peers: $(VENV)/.installed benchmarks/requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.txt -r benchmarks/requirements.txt
 	touch $@
 
 clean:

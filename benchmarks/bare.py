@@ -40,6 +40,7 @@ class Order(msgspec.Struct, forbid_unknown_fields=True):
     :ivar load: a model to load; ``direct`` loads a Whisper with faster-whisper itself.
     :ivar prepare: windows whose samples to read.
     :ivar transcribe: the number of a window to transcribe.
+    :ivar certain: the number of a window of which to say whether :meth:`Direct.certain`.
     """
 
     resolve: tuple[str, str, str] | None = None
@@ -49,6 +50,7 @@ class Order(msgspec.Struct, forbid_unknown_fields=True):
     direct: bool = False
     prepare: list[Piece] | None = None
     transcribe: int | None = None
+    certain: int | None = None
 
 
 async def together(jobs: Iterable[Deferred[T]]) -> list[T]:
@@ -141,18 +143,28 @@ class BareEngine:
 
     async def run(self, windows: Iterable[int]) -> tuple[float, list[WindowResult]]:
         """Transcribe prepared windows, each by whichever process is idle: seconds and results."""
+        begun = self._clock.seconds()
+        answers = await self._share("transcribe", windows)
+        took = self._clock.seconds() - begun
+        return took, [msgspec.json.decode(answer, type=WindowResult) for answer in answers]
+
+    async def certain(self, windows: Sequence[int]) -> list[int]:
+        """Those of prepared windows that are :meth:`Direct.certain`."""
+        answers = await self._share("certain", windows)
+        return [w for w, a in zip(windows, answers, strict=True) if msgspec.json.decode(a)]
+
+    async def _share(self, order: str, windows: Iterable[int]) -> list[bytes]:
+        """Each window's answer to `order`."""
         numbers = list(windows)
-        results: dict[int, WindowResult] = {}
+        answers: dict[int, bytes] = {}
         left = iter(enumerate(numbers))
 
         async def work(process: BareProcess) -> None:
             for place, number in left:
-                answer = await process.ask(transcribe=number)
-                results[place] = msgspec.json.decode(answer, type=WindowResult)
+                answers[place] = await process.ask(**{order: number})
 
-        begun = self._clock.seconds()
         await together(Deferred.fromCoroutine(work(process)) for process in self._processes)
-        return self._clock.seconds() - begun, [results[i] for i in range(len(numbers))]
+        return [answers[i] for i in range(len(numbers))]
 
     async def stop(self) -> None:
         """End all processes."""
@@ -176,20 +188,30 @@ class Direct:
 
     def transcribe(self, sounds: Sequence[Any]) -> list[WordsResult]:
         """What is said in each."""
-        results = []
-        for sound in sounds:
-            segments, _ = self._whisper.transcribe(sound.samples, language=self._language, **DIRECT)
-            words = [word for segment in segments for word in segment.words or ()]
-            results.append(
-                WordsResult(
-                    [
-                        Word(w.word.strip(), *map(float, (w.start, w.end, w.probability)))
-                        for w in words
-                        if w.word.strip()
-                    ]
-                )
+        return [
+            WordsResult(
+                [
+                    Word(w.word.strip(), *map(float, (w.start, w.end, w.probability)))
+                    for segment in self._segments(sound)
+                    for w in segment.words or ()
+                    if w.word.strip()
+                ]
             )
-        return results
+            for sound in sounds
+        ]
+
+    def certain(self, sound: Any) -> bool:
+        """Whether it is decoded at the first try.
+
+        What Whisper is unsure of is decoded again by drawing lots, up to ten times over: neither
+        the text nor the time that it takes are then the same twice.
+        """
+        return all(segment.temperature == 0 for segment in self._segments(sound))
+
+    def _segments(self, sound: Any) -> Iterable[Any]:
+        segments: Iterable[Any]
+        segments, _ = self._whisper.transcribe(sound.samples, language=self._language, **DIRECT)
+        return segments
 
 
 def serve() -> None:
@@ -214,6 +236,8 @@ def serve() -> None:
             sounds = [_sound(piece) for piece in order.prepare]
         elif order.transcribe is not None:
             [answer] = recognizer.transcribe([sounds[order.transcribe]])
+        elif order.certain is not None:
+            answer = recognizer.certain(sounds[order.certain])
         answers.write(msgspec.json.encode(answer) + b"\n")
         answers.flush()
 

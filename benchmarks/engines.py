@@ -34,6 +34,8 @@ from benchmarks.peers import OURS, PEERS, RATE, REFERENCE, Floats, Setting
 from benchmarks.report import progress
 from benchmarks.turns import Batches, Contest
 from transcribed.cores import available_cores
+from transcribed.errors import ModelUnavailable
+from transcribed.speech.models import inspect
 
 SEEDED = {"large": checkpoints.seeded_large, "base": checkpoints.seeded_base}
 
@@ -93,21 +95,23 @@ def compete(
 ) -> tuple[Contest, dict[str, float]]:
     """The contest after all its rounds, and the cores' peak in each precision."""
     contest = Contest(setting, batches, log)
-    for name in names:
-        contest.enter(name)
-    precisions = {"float32", "int8", *(e.precision for e in contest.entrants.values())}
-    peak = Apart(partial(Peak, setting.threads, sorted(precisions)), log)
     rates = []
-    # Size by size, so that engines that are compiled for a size need not keep all of them.
-    for size in batches:
-        contest.hear(size)
-        for number in range(rounds):
-            progress(f"{size}: round {number + 1} of {rounds}")
-            contest.round(number, size)
-            rates.append(peak.call("rates"))
-    contest.stop()
-    peak.stop()
-    return contest, {p: statistics.median(rate[p] for rate in rates) for p in precisions}
+    try:
+        for name in names:
+            contest.enter(name)
+        precisions = {"float32", "int8", *(e.precision for e in contest.entrants.values())}
+        peak = Apart(partial(Peak, setting.threads, sorted(precisions)), log)
+        # Size by size, so that engines that are compiled for one need not keep all of them.
+        for size in batches:
+            contest.hear(size)
+            for number in range(rounds):
+                progress(f"{size}: round {number + 1} of {rounds}")
+                contest.round(number, size)
+                rates.append(peak.call("rates"))
+        peak.stop()
+    finally:
+        contest.stop()
+    return contest, {p: statistics.median(rate[p] for rate in rates) for p in sorted(precisions)}
 
 
 def measure(options: argparse.Namespace, work: Path) -> Figures:
@@ -118,7 +122,10 @@ def measure(options: argparse.Namespace, work: Path) -> Figures:
     if options.model in SEEDED:
         checkpoint = work / options.model
         Apart(partial(SEEDED[options.model], checkpoint), log).stop()
-    setting = Setting(checkpoint, work, options.threads)
+    # What is kept there is never taken for another checkpoint's.
+    converted = work / f"converted-{inspect(options.model, checkpoint).digest[:16]}"
+    converted.mkdir(exist_ok=True)
+    setting = Setting(checkpoint, converted, options.threads)
     found: Figures = {k: getattr(options, k) for k in ("model", "threads", "rounds")}
     if options.memory:
         # Before the engines are started: what they map, too, would count as shared.
@@ -189,7 +196,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         try:
             found = measure(options, options.work or Path(folder))
-        except Failed as e:
+        except (Failed, ModelUnavailable) as e:
             raise SystemExit(f"benchmarks.engines: {e}") from e
     found["minutes"] = round((time.monotonic() - started) / 60, 1)
     print(report.describe(report.machine()))

@@ -158,6 +158,7 @@ class Rig:
             self.model.shared,
             o.workers,
             o.threads,
+            self.model.device,
         )
 
     def tell(self, what: str) -> None:

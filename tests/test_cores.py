@@ -66,6 +66,10 @@ class ShareOutTests(SynchronousTestCase):
         self.check((2, 3), 8, 64 * GB, threads=3)
         self.check((1, 3), 8, 4 * GB, threads=3)
 
+    def test_oneWhereAGPUComputes(self) -> None:
+        self.assertEqual(share_out(8, None, 0, GB, None, None, "cuda"), (1, 8))
+        self.assertEqual(share_out(8, None, 0, GB, 3, None, "cuda"), (3, 2))
+
     def test_neverLessThanOne(self) -> None:
         self.check((16, 1), 8, 64 * GB, workers=16)
         self.check((1, 16), 8, 64 * GB, threads=16)

@@ -227,6 +227,21 @@ class OwnersTests(SchedulerTestCase):
         self.add(job("b", "bjorn", 20), job("c", "anna", 20))
         self.assertEqual(self.dealt(4), ["b0", "c0", "b1", "c1"])
 
+    def test_newcomersWithoutEndStarveNobody(self) -> None:
+        """Neither a longer first window than theirs, nor an owner's second window."""
+        self.add(job("long", "anna", seconds=20), job("m", "bjorn", 30))
+        served: Counter[str] = Counter()
+        for i in range(600):
+            while len(self.scheduler) < 6:
+                self.add(job(f"n{len(served)}-{i}-{len(self.scheduler)}", f"new {i}", seconds=8))
+            dealt = self.deal()
+            served[dealt.job.transcript.owner] += 1
+            self.finish(dealt)
+            if dealt.job.complete:
+                self.scheduler.remove(dealt.job.key)
+        self.assertEqual(served["anna"], 1)
+        self.assertGreater(served["bjorn"], 5)
+
     def test_tagsAreForgottenOnceTheyArePassed(self) -> None:
         self.add(job("z", "zeus", 100))
         for i in range(50):

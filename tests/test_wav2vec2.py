@@ -15,6 +15,7 @@ from typing import Any
 import numpy
 import torch
 import transformers
+from safetensors import SafetensorError
 from twisted.trial.unittest import SynchronousTestCase
 
 from benchmarks.checkpoints import seeded_base, seeded_large
@@ -287,14 +288,24 @@ class ConvertedTests(Case):
             converted.read(Path(model.converted))
 
     def test_aFailureLeavesNothing(self) -> None:
-        def fail(*args: object) -> None:
-            Path(str(args[1])).write_bytes(b"half")
-            raise OSError(28, "No space left on device")
+        """What safetensors leaves of a file that it could not write is deleted by the next try."""
 
-        self.patch(conversion, "save_file", fail)
+        def fail(tensors: object, path: Path, metadata: object) -> None:
+            (path.parent / ".tmpabc123").write_bytes(b"half")
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+        patch = self.patch(conversion, "save_file", fail)
         error = self.assertRaises(ModelUnavailable, self.resolve)
+        patch.restore()
         self.assertIn("No space left", str(error))
-        self.assertEqual(self.files(), [])
+        model = self.resolve()
+        self.assertEqual(self.files(), [Path(model.converted).name])
+
+    def test_aFileThatWentAway(self) -> None:
+        model = self.resolve()
+        Path(model.converted).unlink()
+        error = self.assertRaises(ModelUnavailable, load, model, 1, "")
+        self.assertIn("missing", str(error))
 
     def test_notWhatItSaysItIs(self) -> None:
         place = self.copy()

@@ -20,6 +20,7 @@ from twisted.internet.error import ProcessDone, ProcessTerminated
 from twisted.trial.unittest import TestCase
 
 from tests.speech import CHECKPOINT, RATE, clip, texts
+from transcribed import worker
 from transcribed.commands import LoadModel, ResolveModel, TranscribeWindows
 from transcribed.errors import ModelUnavailable, RecognitionFailed
 from transcribed.recognition import (
@@ -72,6 +73,21 @@ class Wordy(Worker):
 
     def transcribe(self, sounds: Sequence[Sound]) -> list[WindowResult]:
         return [WordsResult([Word("ord", 0.0, 1.0, 1.0)] * 5000) for _ in sounds]
+
+
+class OnAGPU(Worker):
+    """A worker whose recognizer breaks, and is said to compute on a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+        class Broken:
+            precision = "bfloat16"
+
+            def transcribe(self, sounds: object) -> list[WindowResult]:
+                raise RuntimeError("an illegal memory access was encountered")
+
+        worker.load = lambda *args: Broken()  # type: ignore[attr-defined]
 
 
 class WorkerTests(TestCase):
@@ -183,7 +199,7 @@ class WorkerTests(TestCase):
         lost = encode(msgspec.structs.replace(model, converted="/nowhere"))
         load = remote(LoadModel, model=lost, threads=1, language="")
         reason = await self.failing(ModelUnavailable, load)
-        self.assertIn("/nowhere is not a converted model", reason)
+        self.assertIn("/nowhere is missing", reason)
         path, frames, text = self.spool()
         whole = Window(0, 0, frames, 0, frames)
         good = piece(path, whole)
@@ -208,6 +224,16 @@ class WorkerTests(TestCase):
         call = self.transcribe(connector, piece(path, Window(0, 0, frames, 0, frames)))
         self.assertIn("too long", await self.failing(RecognitionFailed, call))
         self.assertEqual(await self.ping(connector), b"there?")
+
+    async def test_endsWithItsGPUsContext(self) -> None:
+        """Nothing would work in it any more; a new one may do better."""
+        connector = self.start(OnAGPU)
+        model = Model("n", "/m", "wav2vec2", "d", 0, None, 20, 3, device="cuda")
+        await connector.amp.callRemote(LoadModel, model=encode(model), threads=1, language="")
+        path, frames, _ = self.spool()
+        working = self.transcribe(connector, piece(path, Window(0, 0, frames, 0, frames)))
+        await self.failing(ProcessTerminated, self.ended)
+        await self.failing(ProcessTerminated, working)
 
     async def inferring(self) -> tuple[Any, Deferred[Any], str]:
         """A worker that is at work on a window until somebody opens the pipe that it reads."""

@@ -26,6 +26,7 @@ def share_out(
     shared: int,
     workers: int | None,
     threads: int | None,
+    device: str = "cpu",
 ) -> tuple[int, int]:
     """Choose ``(workers, threads per worker)``; None stands for "choose".
 
@@ -38,8 +39,12 @@ def share_out(
     :param memory: bytes that may be used; None when unknown.
     :param size: bytes of weights that each worker holds for itself.
     :param shared: bytes of weights that all workers hold together.
+    :param device: where the model is computed.
     """
     cores = max(1, cores)
+    if workers is None and device == "cuda":
+        # A second one would only take turns with the first.
+        workers = 1
     if workers is None:
         fitting = fitting_workers(memory, size, shared)
         workers = cores // (threads or 1)
@@ -58,6 +63,11 @@ def fitting_workers(memory: int | None, size: int, shared: int) -> int | None:
         return None
     # What is shared is mapped as it lies on the disk: nothing of it is held twice.
     return max(0, memory - shared) // (int(size * WEIGHTS_FACTOR) + WORKER_OVERHEAD)
+
+
+def this_machine() -> tuple[int, int | None]:
+    """The cores, and the bytes of memory (None: unknown), that this process may use."""
+    return available_cores(), available_memory()
 
 
 def available_cores(

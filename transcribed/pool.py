@@ -80,7 +80,7 @@ class RecognizerPool:
         self._times = times
         self._loading = loading
         self._jitter = jitter
-        self._resources = resources or _this_machine
+        self._resources = resources or cores.this_machine
         self._resolver: WorkerMachine | None = None
         self._workers: list[WorkerMachine] = []
         self._threads = 0
@@ -185,12 +185,8 @@ class RecognizerPool:
 
     def _startWorkers(self, model: Model) -> None:
         count, memory = self._resources()
-        wanted, threads_wanted = self._wanted
-        if model.device == "cuda" and wanted is None:
-            # A second one would only take turns with the first.
-            wanted = 1
         workers, threads = cores.share_out(
-            count, memory, model.size, model.shared, wanted, threads_wanted
+            count, memory, model.size, model.shared, *self._wanted, model.device
         )
         _log.info(
             "{workers} workers of {threads} threads for {model}",
@@ -250,10 +246,6 @@ class RecognizerPool:
 
 def _tee(result: None, also: Deferred[None]) -> None:
     also.callback(result)
-
-
-def _this_machine() -> tuple[int, int | None]:
-    return cores.available_cores(), cores.available_memory()
 
 
 _log = Logger()

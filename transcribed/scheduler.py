@@ -9,6 +9,9 @@ comes waits for nobody's backlog, and a flood gets its owner a share and no more
 
 Within an owner the recording with the fewest seconds left is next, so that a short message
 overtakes a long recording; now and then it is the oldest one's turn all the same.
+
+By these rules alone, newcomers that never end could keep somebody waiting for ever. So an owner
+that was passed over for very long is next whoever comes.
 """
 
 from __future__ import annotations
@@ -16,7 +19,6 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import count
 from math import ceil
 
 from transcribed.errors import Busy
@@ -30,6 +32,8 @@ MAX_TRIES = 3
 """So often a window is tried, alone, before its recording is given up."""
 OLDEST_TURN = 4
 """Every so many turns of an owner go to its oldest recording, however many short ones come in."""
+PATIENCE = 10
+"""So many windows, for each owner that waits, are dealt to others before an owner is next."""
 MAX_BATCH = 16
 """The most windows in a batch, so that the question and the answer fit into an AMP value."""
 
@@ -75,7 +79,7 @@ class Scheduler:
         self._owners: dict[str, _Owner] = {}
         self._due: list[Job] = []
         self._time = 0.0
-        self._numbers = count()
+        self._number = 0
 
     def __len__(self) -> int:
         """How many recordings were accepted and are not finished."""
@@ -104,7 +108,7 @@ class Scheduler:
     def add(self, job: Job) -> None:
         """Queue a recording. What was accepted is never refused here."""
         self._jobs[job.key] = job
-        owner = self._owners.setdefault(job.transcript.owner, _Owner(next(self._numbers)))
+        owner = self._owners.setdefault(job.transcript.owner, _Owner(self._count()))
         owner.jobs.append(job)
         if self._model is not None:
             self._cut(job, self._model)
@@ -155,14 +159,20 @@ class Scheduler:
         turns = [(self._rank(owner, job), owner, job) for owner, job in firsts if job is not None]
         if not turns:
             return []
-        _, owner, job = min(turns)
+        _, owner, job = min(turns, key=lambda turn: turn[1].served)
+        if self._number - owner.served <= PATIENCE * len(turns):
+            _, owner, job = min(turns)
+            # Not by what goes along in a batch, nor out of turn: others still start before that.
+            self._time = max(self._time, owner.finish)
         owner.turns += 1
-        # Not by what goes along in a batch: others that wait still start before that.
-        self._time = max(self._time, owner.finish)
         head = self._deal(owner, job)
         batch = [head, *self._companions(head, idle)]
         self._forget(*self._owners)
         return batch
+
+    def _count(self) -> int:
+        self._number += 1
+        return self._number
 
     def _rank(self, owner: _Owner, job: Job) -> tuple[float, float, int]:
         """The smallest is next: whose window starts first.
@@ -176,7 +186,7 @@ class Scheduler:
     def _deal(self, owner: _Owner, job: Job) -> Dealt:
         dealt = job.take()
         owner.finish = max(self._time, owner.finish) + dealt.seconds
-        owner.served = next(self._numbers)
+        owner.served = self._count()
         return dealt
 
     def _companions(self, head: Dealt, idle: int) -> Iterator[Dealt]:
@@ -196,6 +206,7 @@ class Scheduler:
             return
         # No worker is to stay without a window because another has several.
         waiting = 1
+        left = limit - head.seconds
         turns: list[tuple[tuple[float, float, int], _Owner, list[tuple[float, int, Job]]]] = []
         for owner in self._owners.values():
             jobs = [
@@ -205,12 +216,13 @@ class Scheduler:
             ]
             if jobs:
                 waiting += sum(len(job.waiting) for _, _, job in jobs)
+                jobs = [entry for entry in jobs if entry[-1].seconds(entry[-1].waiting[0]) <= left]
+            if jobs:
                 heapq.heapify(jobs)
                 turns.append((self._rank(owner, jobs[0][-1]), owner, jobs))
         heapq.heapify(turns)
         room = min(MAX_BATCH, ceil(waiting / idle)) - 1
-        left = limit - head.seconds
-        while turns and room:
+        while turns and room and left > 0:
             _, owner, jobs = heapq.heappop(turns)
             _, number, job = heapq.heappop(jobs)
             if job.seconds(job.waiting[0]) <= left:

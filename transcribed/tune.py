@@ -23,7 +23,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
 from transcribed.audiofile import AudioFile, UnreadableFile
-from transcribed.cores import available_cores, available_memory, fitting_workers, share_out
+from transcribed.cores import fitting_workers, share_out, this_machine
 from transcribed.errors import RecognitionFailed
 from transcribed.interfaces import IRecognizerPool
 from transcribed.pool import LOADING, RecognizerPool
@@ -319,17 +319,13 @@ class Wanted:
     audio: str | None = None
 
 
-def _this_machine() -> tuple[int, int | None]:
-    return available_cores(), available_memory()
-
-
 async def tune(
     wanted: Wanted,
     clock: Any,
     tell: Callable[[str], None],
     make_pool: Callable[..., IRecognizerPool] | None = None,
     memory: Callable[[], float] = _workers_mib,
-    resources: Callable[[], tuple[int, int | None]] = _this_machine,
+    resources: Callable[[], tuple[int, int | None]] = this_machine,
 ) -> Found:
     """Measure all splits.
 
@@ -396,7 +392,7 @@ async def _look(
     assert model is not None
     if model.warning is not None:
         tell(model.warning)
-    auto = Split(*share_out(cores, free, model.size, model.shared, None, None))
+    auto = Split(*share_out(cores, free, model.size, model.shared, None, None, model.device))
     found = Found(model.name, precision or "?", cores, free, auto)
     fitting = fitting_workers(free, model.size, model.shared)
     for split in splits(cores, auto):

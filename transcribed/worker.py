@@ -6,6 +6,7 @@ its parent die, while a window is being transcribed: ampoule's child then ends t
 
 from __future__ import annotations
 
+import os
 import signal
 import traceback
 from collections.abc import Callable
@@ -49,6 +50,7 @@ class Worker(AMPChild):  # type: ignore[misc]
         self._thread.threadFactory = partial(Thread, daemon=True)  # type: ignore[assignment]
         self._thread.start()
         self._recognizer: Recognizer | None = None
+        self._fragile = False
 
     @ResolveModel.responder
     def resolveModel(self, asked: str, cache: str, dtype: str) -> Deferred[dict[str, bytes]]:
@@ -66,7 +68,10 @@ class Worker(AMPChild):  # type: ignore[misc]
         """See :class:`LoadModel`."""
 
         def work() -> dict[str, str]:
-            self._recognizer = load(decode(Model, model), threads, language)
+            found = decode(Model, model)
+            self._recognizer = load(found, threads, language)
+            # After some errors nothing works any more in a process that uses CUDA.
+            self._fragile = found.device == "cuda"
             return {"precision": self._recognizer.precision}
 
         return self._run(work, ModelUnavailable, "the model cannot be loaded")
@@ -107,6 +112,8 @@ class Worker(AMPChild):  # type: ignore[misc]
                 if declared is ModelUnavailable:
                     trace += str(e)
                 self._log.error("{what}: {name}\n{trace}", what=what, name=name, trace=trace)
+                if self._fragile:
+                    os._exit(1)
                 raise declared(f"{what}: {name}") from None
 
         return deferToThreadPool(reactor, self._thread, guarded)  # type: ignore[arg-type]

@@ -34,7 +34,8 @@ class Checkpoint:
 
     :ivar config: of the network.
     :ivar features: how samples are prepared.
-    :ivar language: what an MMS-like one recognizes where nobody asks; empty for others.
+
+    :param language: of an MMS-like one, one that it has.
     """
 
     def __init__(self, model: Model, language: str) -> None:
@@ -44,9 +45,8 @@ class Checkpoint:
         self.features = transformers.AutoFeatureExtractor.from_pretrained(
             model.path, local_files_only=True
         )
-        self.language = language or _declared_language(model)
         # MMS-like: its vocabulary is nested, and makes no sense without a language.
-        nested = {} if model.languages is None else {"target_lang": self.language}
+        nested = {} if model.languages is None else {"target_lang": language}
         self._tokenizer = transformers.Wav2Vec2CTCTokenizer.from_pretrained(
             model.path, local_files_only=True, **nested
         )
@@ -74,17 +74,15 @@ class Checkpoint:
         return Alphabet(tokens, delimiter)
 
 
-def _declared_language(model: Model) -> str:
-    """The language that an MMS-like checkpoint recognizes when none is asked for; else empty."""
+def declared_language(model: Model) -> str:
+    """The language that an MMS-like checkpoint says it is set to; empty where there is none."""
     if model.languages is None:
         return ""
     options: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError):
         options = json.loads((Path(model.path) / "tokenizer_config.json").read_bytes())
     declared = options.get("target_lang") if isinstance(options, dict) else None
-    if declared not in model.languages:
-        raise ModelUnavailable(f"{model.name} must be told which of its languages to recognize")
-    return str(declared)
+    return str(declared) if declared in model.languages else ""
 
 
 def _geometry(model: Model, config: Any, features: Any) -> Geometry:

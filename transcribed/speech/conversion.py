@@ -6,6 +6,7 @@ Renames nothing that is the same: see :func:`network` for what is read from it.
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -13,13 +14,13 @@ from typing import Any
 
 import msgspec
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from transcribed.errors import ModelUnavailable
 from transcribed.recognition import Model
-from transcribed.speech.checkpoint import Checkpoint
+from transcribed.speech.checkpoint import Checkpoint, declared_language
 from transcribed.speech.converted import Layout, Precision
 from transcribed.speech.models import ctc_weights
 from transcribed.speech.products import fastest, quantize
@@ -37,20 +38,23 @@ def convert(model: Model, precision: Precision, target: Path) -> None:
     :raises ModelUnavailable: when the checkpoint is not what its configuration says.
     :raises OSError: when the file cannot be written.
     """
-    checkpoint = Checkpoint(model, "")
+    checkpoint = Checkpoint(model, (model.languages or ("",))[0])
     dtype = "bfloat16" if precision == "bfloat16" else "float32"
     if precision == "int8" and torch.cpu._is_avx512_bf16_supported():
         dtype = "bfloat16"
     layout = _layout(model, checkpoint, precision, dtype)
-    tensors = dict(_tensors(checkpoint.config, _Weights(model), precision, dtype))
+    # Where there are many languages, each one's adapters are in a file of their own.
+    adapted = bool(checkpoint.config.adapter_attn_dim) and model.languages is None
+    tensors = dict(_tensors(checkpoint.config, _Weights(model), precision, dtype, adapted))
+    # Its name comes after its content is on disk: what is there under it is whole.
     made = target.with_name(f".{target.name}.new")
     try:
         save_file(tensors, made, {"layout": msgspec.json.encode(layout).decode()})
-        with made.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(made, target)
-    finally:
-        made.unlink(missing_ok=True)
+    except SafetensorError as e:
+        raise OSError(str(e)) from e
+    with made.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(made, target)
 
 
 def _layout(model: Model, checkpoint: Checkpoint, precision: Precision, dtype: Any) -> Layout:
@@ -72,7 +76,7 @@ def _layout(model: Model, checkpoint: Checkpoint, precision: Precision, dtype: A
         field=checkpoint.geometry.field,
         tokens={language: alphabet.tokens for language, alphabet in alphabets.items()},
         delimiter=alphabets[languages[0]].delimiter,
-        language=checkpoint.language,
+        language=declared_language(model),
     )
 
 
@@ -88,7 +92,9 @@ class _Weights:
                 names = opened.keys()  # a list: it is no dictionary
                 self._find.update({name: partial(opened.get_tensor, name) for name in names})
             else:
-                loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+                # Before torch 1.6 it was no zip file, and cannot be mapped.
+                mapped = zipfile.is_zipfile(file)
+                loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
                 self._find.update({name: partial(loaded.get, name) for name in loaded})
 
     def __call__(self, *names: str) -> Tensor:
@@ -101,7 +107,7 @@ class _Weights:
 
 
 def _tensors(
-    config: Any, weights: _Weights, precision: Precision, dtype: str
+    config: Any, weights: _Weights, precision: Precision, dtype: str, adapted: bool
 ) -> Iterable[tuple[str, Tensor]]:
     fast: torch.dtype = getattr(torch, dtype)
 
@@ -116,8 +122,9 @@ def _tensors(
     def product(name: str, *sources: str) -> Iterable[tuple[str, Tensor]]:
         for full, tensor in plain(name, *sources):
             if precision == "int8" and full.endswith(".weight"):
-                yield full, quantize(tensor.float())[0]
-                yield f"{name}.scales", quantize(tensor.float())[1]
+                quantized, scales = quantize(tensor)
+                yield full, quantized
+                yield f"{name}.scales", scales
             else:
                 yield full, tensor
 
@@ -145,6 +152,9 @@ def _tensors(
             yield from product(f"{name}.{linear}")
         yield from exact(f"{name}.layer_norm")
         yield from exact(f"{name}.final_layer_norm")
+        if adapted:
+            for part in ("norm", "linear_1", "linear_2"):
+                yield from exact(f"{name}.adapter_layer.{part}")
 
 
 def _position(weights: _Weights, kind: torch.dtype) -> Iterable[tuple[str, Tensor]]:

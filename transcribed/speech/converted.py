@@ -32,6 +32,7 @@ BATCH_SECONDS = 10.0
 
 Precision = Literal["float32", "bfloat16", "int8"]
 
+_LOCK = ".lock"
 _BFLOAT16_FLAGS = {"amx_bf16", "avx512_bf16"}
 
 
@@ -96,14 +97,13 @@ def find(model: Model, cache_dir: Path, dtype: str) -> Model:
                 # It takes a while to import, and later starts have no use for it.
                 from transcribed.speech import conversion
 
+                _clear(folder, target)
                 conversion.convert(model, precision, target)
                 layout = read(target)
-                for other in folder.glob("*.safetensors"):
-                    if other != target:
-                        other.unlink()
+                _clear(folder, target)
             size = target.stat().st_size
     except OSError as e:
-        reason = e.strerror or type(e).__name__
+        reason = e.strerror or str(e) or type(e).__name__
         raise ModelUnavailable(f"{model.name} cannot be converted in {folder}: {reason}") from e
     quantized = layout.precision == "int8"
     return msgspec.structs.replace(
@@ -123,7 +123,9 @@ def read(target: Path) -> Layout:
     """The header of a converted file; raises :exc:`ModelUnavailable` when it is none."""
     layout = _read(target)
     if layout is None:
-        raise ModelUnavailable(f"{target} is not a converted model")
+        raise ModelUnavailable(
+            f"{target} is missing or damaged: restart the daemon to make it again"
+        )
     return layout
 
 
@@ -135,10 +137,17 @@ def _read(target: Path) -> Layout | None:
         return None
 
 
+def _clear(folder: Path, target: Path) -> None:
+    """Delete what an interrupted conversion left, and the files of other models."""
+    for path in folder.iterdir():
+        if path.name != _LOCK and path != target:
+            path.unlink()
+
+
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
+    with (folder / _LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

@@ -51,6 +51,8 @@ class NativeRecognizer:
         self._stride = math.prod(self._layout.strides)
         # Where there is one vocabulary, it is that of whatever language is asked for.
         self._default = "" if model.languages is None else language or self._layout.language
+        if model.languages is not None and not self._default:
+            raise ModelUnavailable(f"{model.name} must be told which of its languages to recognize")
         with safe_open(model.converted, framework="pt", device=model.device) as file:
             names = set(file.keys())
             self._network = _network(
@@ -135,6 +137,9 @@ def _network(layout: Layout, find: Find) -> Wav2Vec2:
             after = TimeNorm(tensor(f"{by_time}.weight"), tensor(f"{by_time}.bias"), 1e-5)
         return Convolution(linear(f"{name}.conv"), after, layout.kernels[i], layout.strides[i])
 
+    def adapter(name: str) -> Adapter | None:
+        return _adapter(name, tensor) if find(f"{name}.norm.weight") is not None else None
+
     def block(i: int) -> Block:
         name = f"encoder.layers.{i}"
         qkv, out = product(f"{name}.attention.qkv"), product(f"{name}.attention.out_proj")
@@ -146,6 +151,7 @@ def _network(layout: Layout, find: Find) -> Wav2Vec2:
             norm(f"{name}.final_layer_norm"),
             layout.norm_first,
             getattr(torch, layout.dtype),
+            adapter(f"{name}.adapter_layer"),
         )
 
     position = "encoder.pos_conv_embed.conv"
@@ -161,6 +167,15 @@ def _network(layout: Layout, find: Find) -> Wav2Vec2:
     )
 
 
+def _adapter(name: str, tensor: Callable[[str], Tensor]) -> Adapter:
+    def linear(part: str) -> Linear:
+        return Linear(tensor(f"{name}.{part}.weight"), tensor(f"{name}.{part}.bias"))
+
+    # The epsilon is torch's default, which transformers leaves it at.
+    norm = LayerNorm(tensor(f"{name}.norm.weight"), tensor(f"{name}.norm.bias"), 1e-5)
+    return Adapter(norm, linear("linear_1"), linear("linear_2"))
+
+
 def _adapted(network: Wav2Vec2, path: Path, device: str) -> Wav2Vec2:
     """The network with a language's adapters and output layer."""
     with safe_open(path, framework="pt", device=device) as file:
@@ -169,14 +184,9 @@ def _adapted(network: Wav2Vec2, path: Path, device: str) -> Wav2Vec2:
             found: Tensor = file.get_tensor(name)
             return found.float()
 
-        def linear(name: str) -> Linear:
-            return Linear(tensor(f"{name}.weight"), tensor(f"{name}.bias"))
-
-        blocks = []
-        for i, block in enumerate(network.blocks):
-            name = f"wav2vec2.encoder.layers.{i}.adapter_layer"
-            # torch's default epsilon, which transformers leaves it at.
-            norm = LayerNorm(tensor(f"{name}.norm.weight"), tensor(f"{name}.norm.bias"), 1e-5)
-            adapter = Adapter(norm, linear(f"{name}.linear_1"), linear(f"{name}.linear_2"))
-            blocks.append(replace(block, adapter=adapter))
-        return replace(network, blocks=blocks, head=linear("lm_head"))
+        blocks = [
+            replace(block, adapter=_adapter(f"wav2vec2.encoder.layers.{i}.adapter_layer", tensor))
+            for i, block in enumerate(network.blocks)
+        ]
+        head = Linear(tensor("lm_head.weight"), tensor("lm_head.bias"))
+        return replace(network, blocks=blocks, head=head)

@@ -178,7 +178,7 @@ def compiled(setting: Setting, dtype: str) -> Network:
     return _torch(setting, network, dtype, dtype)
 
 
-def openvino(setting: Setting, dtype: str, hint: str) -> Network:
+def openvino(setting: Setting, hint: str) -> Network:
     """Intel's engine, for its own and other processors."""
     from openvino import Core, convert_model, save_model
 
@@ -191,8 +191,15 @@ def openvino(setting: Setting, dtype: str, hint: str) -> Network:
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": setting.threads,
     }
-    request = Core().compile_model(model, "CPU", options).create_infer_request()
-    return Network(setting, dtype, lambda batch: request.infer([batch])[0].copy())
+    compiled = Core().compile_model(model, "CPU", options)
+    # It takes float32 without a word where the processor has no bfloat16.
+    used = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    request = compiled.create_infer_request()
+    return Network(
+        setting,
+        {"f32": "float32", "bf16": "bfloat16"}[used],
+        lambda batch: request.infer([batch])[0].copy(),
+    )
 
 
 def onnxruntime(setting: Setting, precision: str) -> Network:
@@ -310,10 +317,8 @@ PEERS = {
     "transformers-int8": Peer(transformers_int8),
     "compile-fp32": Peer(partial(compiled, dtype="float32"), one_size=True),
     "compile-bf16": Peer(partial(compiled, dtype="bfloat16"), bf16=True, one_size=True),
-    "openvino-fp32": Peer(partial(openvino, dtype="float32", hint="f32"), ("openvino",)),
-    "openvino-bf16": Peer(
-        partial(openvino, dtype="bfloat16", hint="bf16"), ("openvino",), bf16=True
-    ),
+    "openvino-fp32": Peer(partial(openvino, hint="f32"), ("openvino",)),
+    "openvino-bf16": Peer(partial(openvino, hint="bf16"), ("openvino",), bf16=True),
     "onnxruntime-fp32": Peer(partial(onnxruntime, precision="float32"), ("onnx",)),
     "onnxruntime-int8": Peer(partial(onnxruntime, precision="int8"), ("onnx",)),
     "ctranslate2-fp32": Peer(partial(ctranslate2, precision="float32")),

@@ -368,6 +368,8 @@ async def tune(
 def _audio(given: str | None, path: Path) -> SpooledAudio:
     if given is not None:
         return spool(AudioFile(given), path)
+    # From espeak-ng (sv+m3). The embedded Whisper is sure of its first 5 s and 20 s: what it is not
+    # sure of it decodes again by drawing lots, and takes a different time each time.
     with as_file(files("transcribed").joinpath("tune.flac")) as own:
         return spool(AudioFile(str(own)), path)
 

@@ -29,7 +29,7 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 		--config-settings editable_mode=compat --editable .
 	touch $@
 
-test: install
+test: $(VENV)/.checkers
 	$(BIN)/trial $(TESTS)
 
 check: $(VENV)/.checkers

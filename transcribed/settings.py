@@ -54,6 +54,23 @@ def _seconds(most: float) -> Callable[[object], float]:
     return check
 
 
+_PING = _seconds(3600)
+
+
+def _count(most: int) -> Callable[[object], int]:
+    return lambda text: _whole(text, 1, most)
+
+
+def _bytes(text: object) -> int:
+    return _whole(text, 0, 2**60)
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise WrongValue("true or false")
+    return value
+
+
 def _string(text: object) -> str:
     if not isinstance(text, str) or not text:
         raise WrongValue("a text that is not empty")
@@ -143,6 +160,21 @@ def _endpoints(value: object) -> tuple[str, ...]:
     return tuple(endpoints)
 
 
+def _texts(value: object) -> tuple[str, ...]:
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple):
+        raise WrongValue("a text, or a list of them")
+    return tuple(map(_string, texts))
+
+
+def _origins(value: object) -> tuple[str, ...]:
+    origins = _texts(value)
+    for origin in origins:
+        if not re.fullmatch(r"https?://(\[[0-9a-f:.]+\]|[a-z0-9.-]+)(:\d{1,5})?", origin):
+            raise WrongValue("as browsers say it: https://HOST, or https://HOST:PORT")
+    return origins
+
+
 @dataclass(frozen=True)
 class Option:
     """One thing to set: its key, its default as written, what it means, how a value is checked."""
@@ -167,13 +199,25 @@ OPTIONS = (
     Option("threads", "auto", "Threads of each worker: auto, or a number.", _auto_or_whole),
     Option("ttl", 86400, "Seconds that a transcript is kept.", _seconds(MAX_TTL)),
     Option("language", "sv", "The language, where a client does not say.", _language),
+    Option("auth", [], "Whose tokens are good: tokens:FILE, jwt:FILE; may be repeated.", _texts),
+    Option("insecure", False, "Take tokens on TCP without TLS from other machines, too.", _flag),
+    Option("allow-origin", [], "A web site whose pages may connect; may be repeated.", _origins),
+    Option("max-connections", 10_000, "The most connections.", _count(1_000_000)),
+    Option("max-connections-per-address", 1000, "Of those, from one address.", _count(1_000_000)),
+    Option("handshake-seconds", 10, "How long a handshake may take, TLS included.", _seconds(600)),
+    Option("hello-seconds", 10, "How long a client may wait to say hello.", _seconds(600)),
+    Option("ping-seconds", 30, "How often clients are pinged, and may take to answer.", _PING),
+    Option("upload-idle-seconds", 60, "How long an upload may bring nothing.", _seconds(86400)),
     Option("max-seconds", 7200, "The longest recording, in seconds.", _seconds(86400)),
-    Option(
-        "max-queue",
-        1000,
-        "The most recordings waiting or in work.",
-        lambda text: _whole(text, 1, 1_000_000),
-    ),
+    Option("max-bytes", 1_382_400_000, "The most bytes of one recording.", _count(2**50)),
+    Option("max-uploads", 2000, "The most recordings that come in at once.", _count(1_000_000)),
+    Option("max-queue", 10_000, "The most recordings waiting or in work.", _count(1_000_000)),
+    Option("max-queue-seconds", 360_000, "The most audio waiting or in work.", _seconds(10**9)),
+    Option("max-queue-seconds-per-owner", 72_000, "Of that, one owner's.", _seconds(10**9)),
+    Option("disk-quota", 50 * 2**30, "The most bytes of audio and text.", _count(2**60)),
+    Option("min-free-disk", 2**28, "Bytes of the disk that stay free.", _bytes),
+    Option("max-unsent", 2**24, "The most bytes that wait for a slow client.", _count(2**40)),
+    Option("max-bad-messages", 10, "So many in a row end a connection.", _count(1_000_000)),
 )
 
 
@@ -189,5 +233,22 @@ class Settings:
     threads: int | None
     ttl: float
     language: str
+    auth: tuple[str, ...]
+    insecure: bool
+    allow_origin: tuple[str, ...]
+    max_connections: int
+    max_connections_per_address: int
+    handshake_seconds: float
+    hello_seconds: float
+    ping_seconds: float
+    upload_idle_seconds: float
     max_seconds: float
+    max_bytes: int
+    max_uploads: int
     max_queue: int
+    max_queue_seconds: float
+    max_queue_seconds_per_owner: float
+    disk_quota: int
+    min_free_disk: int
+    max_unsent: int
+    max_bad_messages: int

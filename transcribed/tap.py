@@ -12,35 +12,51 @@ from twisted.python import usage
 from transcribed.settings import OPTIONS, Settings, WrongValue
 
 
+REPEATED = ("listen", "auth", "allow-origin")
+"""Options that may be given several times; in the file they are lists."""
+
+
 class Options(usage.Options):
     """The command line. What it does not say is taken from the file of ``--config``."""
 
     synopsis = "[options]"
     longdesc = "Takes recordings over websockets, and gives their text to both their sides."
+    optFlags = [[option.key, None, option.help] for option in OPTIONS if option.default is False]
     optParameters = [
         ["config", "c", None, "A TOML file with the same keys as these options."],
         *(
             [option.key, None, None, f"{option.help} [default: {option.default}]"]
             for option in OPTIONS
-            if option.key != "listen"
+            if option.key not in REPEATED and option.default is not False
         ),
     ]
 
     def __init__(self) -> None:
         usage.Options.__init__(self)
-        self._listen: list[str] = []
+        self._repeated: dict[str, list[str]] = {}
         self.settings: Settings
 
     def opt_listen(self, endpoint: str) -> None:
         """Where to listen, an endpoint string; may be repeated.
         [default: tcp:6000:interface=127.0.0.1]"""
-        self._listen.append(endpoint)
+        self._repeated.setdefault("listen", []).append(endpoint)
+
+    def opt_auth(self, checker: str) -> None:
+        """Whose tokens are good: tokens:FILE or jwt:FILE; may be repeated."""
+        self._repeated.setdefault("auth", []).append(checker)
+
+    def opt_allow_origin(self, origin: str) -> None:
+        """A web site whose pages may connect, such as https://example.org; may be repeated."""
+        self._repeated.setdefault("allow-origin", []).append(origin)
 
     def postOptions(self) -> None:
         """Put flags, file and defaults together and check every value."""
         given = {key: value for key, value in self.items() if value is not None}
-        if self._listen:
-            given["listen"] = self._listen
+        for flag, *_ in self.optFlags:
+            # What is not given here may be in the file.
+            if given.pop(flag):
+                given[flag] = True
+        given |= self._repeated
         file = given.pop("config", None)
         from_file = _read(file) if file is not None else {}
         values: dict[str, Any] = {}

@@ -4,12 +4,14 @@ through to its text or its failure.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+import time
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from transcribed.errors import RecognitionFailed
 from transcribed.interfaces import IRecognizerPool, ISpool, ITranscriptStore
@@ -26,6 +28,11 @@ class Dispatcher:
     """Keeps the pool's workers busy with the scheduler's windows.
 
     :param changed: is called after each change of a transcript, with its progress.
+    :param monotonic: seconds of a clock that never jumps.
+    :ivar in_work: how many windows workers have.
+    :ivar computed: is called after each batch with the seconds of audio in its windows, and the
+        seconds that it took.
+    :ivar failed_try: is called when a try of a window has failed that counts.
     """
 
     _log = Logger()
@@ -38,15 +45,20 @@ class Dispatcher:
         spool: ISpool,
         clock: IReactorTime,
         changed: Callable[[Transcript, float], None],
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.in_work = 0
+        self.computed: Callable[[Sequence[float], float], None] = lambda audio, seconds: None
+        self.failed_try: Callable[[], None] = lambda: None
         self._scheduler = scheduler
         self._pool = pool
         self._store = store
         self._spool = spool
         self._clock = clock
         self._changed = changed
+        self._monotonic = monotonic
         self._draining = False
-        self._in_work: set[Deferred[None]] = set()
+        self._steps: set[Deferred[None]] = set()
         self._retries: dict[str, IDelayedCall] = {}
 
     def pump(self) -> None:
@@ -70,8 +82,8 @@ class Dispatcher:
 
     def _watch(self, step: Coroutine[Any, Any, None]) -> None:
         work = self._logged(step)
-        self._in_work.add(work)
-        work.addBoth(lambda _: self._in_work.discard(work))
+        self._steps.add(work)
+        work.addBoth(lambda _: self._steps.discard(work))
 
     def _logged(self, step: Coroutine[Any, Any, None]) -> Deferred[None]:
         return Deferred.fromCoroutine(step).addErrback(
@@ -85,7 +97,7 @@ class Dispatcher:
             call.cancel()
         self._retries.clear()
         waiting: list[Deferred[None]] = []
-        for work in self._in_work:
+        for work in self._steps:
             done: Deferred[None] = Deferred()
             work.addBoth(done.callback)
             waiting.append(done)
@@ -93,7 +105,7 @@ class Dispatcher:
 
     async def _transcribe(self, batch: list[Dealt], model: Model) -> None:
         # The worker is taken before anything is waited for: `idle` must not promise it twice.
-        answer = self._pool.transcribe([dealt.piece for dealt in batch])
+        answer = self._timed(batch)
         for dealt in batch:
             await self._begin(dealt.job)
         try:
@@ -106,6 +118,19 @@ class Dispatcher:
                 for dealt, result in zip(batch, results, strict=True)
             ]
         await gatherResults([self._logged(step) for step in steps])
+
+    def _timed(self, batch: list[Dealt]) -> Deferred[list[WindowResult]]:
+        """Have a worker do a batch, and tell how long that took."""
+        began = self._monotonic()
+        self.in_work += len(batch)
+
+        def over(outcome: list[WindowResult] | Failure) -> list[WindowResult] | Failure:
+            self.in_work -= len(batch)
+            if not isinstance(outcome, Failure):
+                self.computed([dealt.seconds for dealt in batch], self._monotonic() - began)
+            return outcome
+
+        return self._pool.transcribe([dealt.piece for dealt in batch]).addBoth(over)
 
     async def _begin(self, job: Job) -> None:
         if job.begun or job.open:
@@ -147,6 +172,8 @@ class Dispatcher:
             # of an upload that broke off, the audio was taken away.
             return
         job = dealt.job
+        if alone:
+            self.failed_try()
         again = self._scheduler.failed(dealt, alone)
         self._log.warn(
             "window {position} of {owner}/{id} failed{among}: {reason}; {then}",

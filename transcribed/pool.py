@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from twisted.internet.defer import Deferred, fail, gatherResults
 from twisted.internet.interfaces import IReactorTime
@@ -26,6 +27,17 @@ LOADING = 600.0
 WORKER_BACKOFF = (0.5, 30.0)
 RESOLVER_BACKOFF = (0.5, 60.0)
 
+Loss = Literal["died", "hung", "grown", "other"]
+"""Why a child is of no more use: gone by itself, silent, too large, or anything else."""
+
+# How a worker's reasons begin; see transcribed.workermachine.
+_LOSSES: tuple[tuple[str, Loss], ...] = (
+    ("died", "died"),
+    ("went away", "died"),
+    ("hung", "hung"),
+    ("has grown", "grown"),
+)
+
 # Distinct reasons for failing to load that are remembered as logged.
 _MOST_REASONS = 100
 
@@ -35,6 +47,8 @@ class RecognizerPool:
 
     One short-lived child finds the model, however long that takes; then the workers are started.
     Whatever fails is tried again, with growing pauses, until :meth:`stop`.
+
+    :ivar whenLost: called whenever a child has to be started again, with the kind of reason.
     """
 
     def __init__(
@@ -70,6 +84,7 @@ class RecognizerPool:
         """
         self.model: Model | None = None
         self.whenFree: Callable[[], None] = lambda: None
+        self.whenLost: Callable[[Loss], None] = lambda kind: None
         self._asked = asked_model
         self._cache = cache_dir
         self._dtype = dtype
@@ -175,6 +190,7 @@ class RecognizerPool:
         if worker in self._free:
             self._free.remove(worker)
         self._problem = f"{worker.name} {reason}"
+        self.whenLost(kind_of_loss(reason))
         if was_ready:
             _log.warn("{worker} {reason}; starting it again", worker=worker.name, reason=reason)
         elif reason not in self._told:
@@ -242,6 +258,11 @@ class RecognizerPool:
 
     def _allStopped(self, ignored: object) -> None:
         self._ready.clear()
+
+
+def kind_of_loss(reason: str) -> Loss:
+    """The kind of a reason that a worker gives; the reason itself may be anything."""
+    return next((kind for begin, kind in _LOSSES if reason.startswith(begin)), "other")
 
 
 def _tee(result: None, also: Deferred[None]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from transcribed.desk import Desk
 from transcribed.dispatcher import Dispatcher
 from transcribed.errors import CannotStart, StateInUse
 from transcribed.interfaces import IRecognizerPool, ISessionPeer
+from transcribed.metrics import Metrics, Sources
 from transcribed.pool import RecognizerPool
 from transcribed.scheduler import Scheduler
 from transcribed.session import Session
@@ -31,7 +33,7 @@ from transcribed.settings import Settings, is_loopback
 from transcribed.spool import Spool, sync_directory
 from transcribed.storage.sqlite import SQLiteStore
 from transcribed.upload import Terms
-from transcribed.web import make_site
+from transcribed.web import Probe, make_site
 from transcribed.websocket import SessionFactory
 from transcribed.wire import Limits, Welcome
 
@@ -74,6 +76,7 @@ class Daemon(Service):
     :param reactor: keeps the time, too.
     :param pool: the recognizers.
     :param refusal: is raised, with one line, where it cannot listen.
+    :ivar metrics: what Prometheus is told; whoever has something to count tells them.
     """
 
     _log = Logger()
@@ -103,7 +106,11 @@ class Daemon(Service):
         )
         self._desk.wake = self._dispatcher.pump
         self._sessions = SessionFactory(self._make_session)
-        self._site = make_site(self._sessions, pool.status, lambda: len(self._scheduler))
+        probe = Probe(pool.status, lambda: len(self._scheduler), self._refusing)
+        self.metrics = Metrics(self._sources(probe))
+        self._dispatcher.computed = self.metrics.computed
+        self._dispatcher.failed_try = self.metrics.failed_try
+        self._site = make_site(self._sessions, probe, self.metrics.encode)
         self._purging = LoopingCall(self._purge)
         self._purging.clock = reactor
         self._ports: list[IListeningPort] = []
@@ -122,6 +129,26 @@ class Daemon(Service):
             model=status.model,
             limits=Limits(terms.max_seconds, terms.max_bytes),
             warning=status.warning,
+        )
+
+    def _refusing(self) -> str | None:
+        return "the daemon is shutting down" if self._desk.closing else None
+
+    def _sources(self, probe: Probe) -> Sources:
+        jobs = self._scheduler._jobs
+        spool = self._state.path / "spool"
+        return Sources(
+            ready=probe.ready,
+            queue_recordings=lambda: len(self._scheduler),
+            queue_audio_seconds=lambda: sum(job.seconds_left for job in jobs.values()),
+            windows_in_work=lambda: self._dispatcher.in_work,
+            workers_ready=lambda: self._pool.status().ready,
+            workers_wanted=lambda: self._pool.status().workers,
+            connections=lambda: len(self._sessions.connections),
+            uploads=lambda: sum(job.open for job in jobs.values()),
+            spool_bytes=lambda: sum(entry.stat().st_size for entry in os.scandir(spool)),
+            spool_quota_bytes=lambda: self._settings.disk_quota,
+            disk_free_bytes=lambda: shutil.disk_usage(spool).free,
         )
 
     # Starting
@@ -196,6 +223,7 @@ class Daemon(Service):
         except Exception:
             # The next one may work: nothing may end the purging.
             self._log.failure("what has expired could not be purged")
+            self.metrics.purge_failed()
 
     def _purge(self) -> Deferred[None]:
         return Deferred.fromCoroutine(self._purge_now())
@@ -252,7 +280,9 @@ def make_daemon(settings: Settings, reactor: Any, in_foreground: bool) -> Daemon
         state = StateDirectory(settings.state)
         SQLiteStore.prepare(state.path / "transcripts.sqlite")
         refusal = SystemExit if in_foreground else CannotStart
-        return Daemon(settings, reactor, state, pool, refusal)
+        daemon = Daemon(settings, reactor, state, pool, refusal)
+        pool.whenLost = daemon.metrics.restarted
+        return daemon
     except StateInUse:
         raise SystemExit(
             f"transcribed: the state directory {settings.state} is in use by another daemon"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from transcribed.scheduler import Scheduler
 from transcribed.session import Session
 from transcribed.spool import Spool
 from transcribed.storage._base import SQLStore
+from transcribed.storage.sqlite import _schemas
 from transcribed.upload import Terms
 from transcribed.wire import Limits, Welcome
 
@@ -34,8 +34,8 @@ class ImmediatePool:
 
     def __init__(self) -> None:
         self.connection = sqlite3.connect(":memory:")
-        schema = files("transcribed.storage").joinpath("schema/transcripts-v1.sql")
-        self.connection.executescript(schema.read_text())
+        for _, schema in sorted(_schemas().items()):
+            self.connection.executescript(schema)
         self.broken: Exception | None = None
 
     def runInteraction(self, work: Callable[[Any], Any]) -> Deferred[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from dataclasses import replace
 from typing import Any
@@ -193,6 +194,105 @@ class LookTests(StoreTestCase):
         self.take("bjorn")
         self.assertRefuses(Gone, self.store.look("anna", "m1", "anna", NOW))
         self.assertRefuses(UnknownId, self.store.look("anna", "m1", "anna", EXPIRES))
+
+
+class StrangerTests(StoreTestCase):
+    """A stranger's request costs the same, whether there is such a transcript or not."""
+
+    def cost(self, owner: str, id: str) -> tuple[list[str], int]:
+        """The statements that are run for Cecilia, who gets nothing, and in how many steps."""
+        statements: list[str] = []
+        steps = 0
+
+        def step() -> int:
+            nonlocal steps
+            steps += 1
+            return 0
+
+        connection = self.store.pool.connection
+        connection.set_trace_callback(statements.append)
+        connection.set_progress_handler(step, 1)
+        try:
+            self.assertRefuses(UnknownId, self.store.look(owner, id, "cecilia", NOW))
+            self.assertRefuses(UnknownId, self.store.collect(owner, id, "cecilia", NOW))
+            self.assertRefuses(UnknownId, self.store.acknowledge(owner, id, "cecilia", NOW))
+        finally:
+            connection.set_progress_handler(None, 0)
+            connection.set_trace_callback(None)
+        return statements, steps
+
+    def test_sameWorkForBoth(self) -> None:
+        # Neighbours on both sides, so that neither search ends at the end of the index.
+        for number, id in enumerate(("a", "m1", "z")):
+            self.ready(f"k{number}", id=id)
+        self.accept("k8", owner="cecilia", receiver="cecilia")
+        self.accept("k9", owner="david", receiver="cecilia", id="to-cecilia")
+        statements, steps = self.cost("anna", "m1")
+        self.assertEqual(len(statements), 3)
+        self.assertGreater(steps, 3)
+        for owner, id in (("anna", "m2"), ("anna", "m0"), ("boris", "m1")):
+            others, more = self.cost(owner, id)
+            self.assertEqual([self.shape(s) for s in others], [self.shape(s) for s in statements])
+            self.assertEqual(more, steps)
+
+    def test_noRowIsRead(self) -> None:
+        """All that a stranger's request is compared with is in one index."""
+        self.ready()
+        statements, _ = self.cost("anna", "m1")
+        for statement in statements:
+            explain = f"EXPLAIN QUERY PLAN {statement}"
+            self.assertEqual(
+                [row[3] for row in self.store.pool.connection.execute(explain)],
+                [
+                    "SEARCH transcripts USING INDEX transcripts_by_sides"
+                    " (owner=? AND id=? AND receiver=?)"
+                ],
+            )
+
+    @staticmethod
+    def shape(statement: str) -> str:
+        """A statement without its values."""
+        return re.sub(r"'\w*'", "?", statement)
+
+    def test_theirSidesStillFindIt(self) -> None:
+        ready = self.ready()
+        self.ready("k2", id="m2", receiver="anna")
+        for party in ("anna", "bjorn"):
+            seen = self.successResultOf(self.store.look("anna", "m1", party, NOW))
+            self.assertEqual(seen, ready)
+        self.successResultOf(self.store.look("anna", "m2", "anna", NOW))
+        self.assertRefuses(UnknownId, self.store.look("anna", "m2", "bjorn", NOW))
+
+
+class ShiftTests(StoreTestCase):
+    """:meth:`SQLStore.shift`."""
+
+    def test_allTimesOfAll(self) -> None:
+        waiting, ready = self.accept(), self.ready("k2", id="m2")
+        ended = self.accept("k3", id="m3", state=State.CANCELLED, forget=EXPIRES + 7)
+        for by in (3600.25, -7200.5):
+            self.successResultOf(self.store.shift(by))
+        moved = -3600.25
+        for before in (waiting, ready, ended):
+            after = self.stored(before.key)
+            forget = None if before.forget is None else before.forget + moved
+            times = (before.created + moved, before.expires + moved, forget)
+            self.assertEqual((after.created, after.expires, after.forget), times)
+            same = replace(
+                after, created=before.created, expires=before.expires, forget=before.forget
+            )
+            self.assertEqual(same, before)
+
+    def test_livesAsLongAsPromised(self) -> None:
+        self.ready()
+        self.successResultOf(self.store.shift(1e6))
+        self.assertEqual(self.successResultOf(self.store.expire(EXPIRES + 1e6 - 0.001)), [])
+        expired = self.successResultOf(self.store.expire(EXPIRES + 1e6))
+        self.assertEqual([t.forget for t in expired], [EXPIRES + TTL + 1e6])
+
+    def test_nothingThere(self) -> None:
+        self.successResultOf(self.store.shift(1))
+        self.assertEqual(self.rows(), [])
 
 
 class AcknowledgeTests(StoreTestCase):

@@ -25,6 +25,7 @@ class FakeChild:
     :ivar hushed: whether it leaves pings without an answer.
     :ivar stubborn: whether only KILL ends it.
     :ivar alive: whether it still runs.
+    :ivar size: bytes of memory; None where that cannot be known.
     """
 
     def __init__(self, name: str, threads: int) -> None:
@@ -35,6 +36,7 @@ class FakeChild:
         self.signals: list[str] = []
         self.hushed = self.stubborn = self.closed = False
         self.alive = True
+        self.size: int | None = 1 << 30
         self._waiting: dict[type[Command], Deferred[dict[str, object]]] = {}
         self._todo: list[Callable[[], None]] = []
         self._near: Any = AMP()
@@ -65,6 +67,9 @@ class FakeChild:
             self.signals.append(name)
             if name == "KILL":
                 self._todo.append(lambda: self.die(signal=9))
+
+    def memory(self) -> int | None:
+        return self.size if self.alive else None
 
     # For the test.
 

@@ -19,6 +19,10 @@ from transcribed.recognition import CTCResult, Model, decode_pieces, encode, enc
 class StubWorker(AMPChild):  # type: ignore[misc]
     """Answers windows with its pid in place of the stride."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._hoard: list[bytes] = []
+
     @ResolveModel.responder
     def resolve(self, asked: str, **rest: object) -> dict[str, object]:
         print("a line on stdout")
@@ -47,6 +51,8 @@ class StubWorker(AMPChild):  # type: ignore[misc]
             raise ZeroDivisionError
         if path == "noise":
             os.write(4, b"\xff" * 100)
+        if path == "grow":
+            self._hoard.append(b"x" * (64 << 20))
         if path in ("wait", "sigstop", "noise"):
             return Deferred()
         return {"results": encode_results([CTCResult(float(os.getpid()), "|", [])] * len(batch))}

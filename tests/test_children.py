@@ -9,15 +9,22 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
+from unittest import mock
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
-from twisted.internet.task import deferLater
+from twisted.internet.task import Clock, deferLater
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from tests.poolcase import PIECE, piece
-from transcribed.children import LONGEST_LINE, LineLog, child_environment, process_starter
+from transcribed.children import (
+    LONGEST_LINE,
+    LineLog,
+    ProcessChild,
+    child_environment,
+    process_starter,
+)
 from transcribed.errors import RecognitionFailed
 from transcribed.pool import RecognizerPool
 from transcribed.recognition import (
@@ -100,6 +107,59 @@ class LineLogTests(SynchronousTestCase):
         self.assertEqual(self.lines(b"x" * 50000 + b"\nnext\n"), expected)
 
 
+class MemoryTests(SynchronousTestCase):
+    """:meth:`ProcessChild.memory`."""
+
+    def memory(self, pid: int | None) -> int | None:
+        """What is said of a process."""
+        child = ProcessChild("worker 7", Clock())
+        child.transport = cast(Any, mock.Mock(pid=pid))
+        return child.memory()
+
+    def test_anotherProcess(self) -> None:
+        """What a process has made itself counts, and not what it has mapped from a file."""
+        program = (
+            "import mmap, sys\n"
+            "own = bytearray(80 << 20)\n"
+            "file = open(sys.argv[1], 'rb')\n"
+            "shared = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)\n"
+            "assert not any(shared[::4096])\n"
+            "print('ready', flush=True)\n"
+            "input()"
+        )
+        path = self.mktemp()
+        with open(path, "wb") as file:
+            file.truncate(200 << 20)
+        with subprocess.Popen(
+            [sys.executable, "-c", program, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as process:
+            assert process.stdout is not None
+            self.assertEqual(process.stdout.readline(), b"ready\n")
+            size = self.memory(process.pid)
+            process.kill()
+        assert size is not None
+        self.assertGreater(size, 80 << 20)
+        self.assertLess(size, 120 << 20)
+        self.assertIsNone(self.memory(process.pid))
+
+    def test_workersAreTheFirstToGoWhenMemoryRunsOut(self) -> None:
+        program = (
+            "from transcribed.worker import Worker\n"
+            "Worker()\n"
+            "print(open('/proc/self/oom_score_adj').read())"
+        )
+        root = Path(__file__).resolve().parent.parent
+        done = subprocess.run(
+            [sys.executable, "-c", program], cwd=root, check=True, timeout=60, capture_output=True
+        )
+        self.assertEqual(done.stdout.split(), [b"500"])
+        self.assertNotEqual(Path("/proc/self/oom_score_adj").read_text().split(), ["500"])
+
+    def test_notStarted(self) -> None:
+        self.assertIsNone(self.memory(None))
+        self.assertIsNone(ProcessChild("worker 7", Clock()).memory())
+
+
 def until(condition: Callable[[], object]) -> Deferred[None]:
     """Fires once `condition` holds; trial's time-out is its deadline."""
 
@@ -126,7 +186,7 @@ class RealChildrenTests(TestCase):
             "sv",
             cast(Any, reactor),
             process_starter(cast(Any, reactor), "tests.stubworker.StubWorker"),
-            times=Times(ping=0.2, pong=4),
+            times=Times(ping=0.2, pong=4, growth=100 << 20),
             jitter=lambda: 0.0,
         )
         self.addCleanup(self.pool.stop)
@@ -175,6 +235,29 @@ class RealChildrenTests(TestCase):
             await until(lambda: self.pool.idle == 1)
             return str(e)
         raise AssertionError("it was transcribed")
+
+    def test_leaking(self) -> Deferred[None]:
+        return Deferred.fromCoroutine(self.leaking())
+
+    async def leaking(self) -> None:
+        """A worker that grows by 64 MiB a window, of which it may have 100 more, does two."""
+        await self.started()
+        other = self.pool.transcribe([piece("wait")])
+        with capturedLogs() as logged:
+            first, second, third = [await self.grow() for _ in range(3)]
+        self.assertEqual(first, second)
+        self.assertNotEqual(third, first)
+        [reason] = [event["reason"] for event in logged if "reason" in event]
+        self.assertRegex(reason, r"^has grown by 1[23]\d MiB$")
+        self.assertFalse(other.called)
+        other.addErrback(lambda failure: failure.trap(RecognitionFailed) and None)
+
+    async def grow(self) -> int:
+        """The process of the worker that has become larger."""
+        await until(lambda: self.pool.idle == 1)
+        (result,) = await self.pool.transcribe([piece("grow")])
+        assert isinstance(result, CTCResult)
+        return int(result.stride)
 
     def test_killedIdle(self) -> Deferred[None]:
         return Deferred.fromCoroutine(self.killedIdle())

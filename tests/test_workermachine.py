@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from ampoule.commands import Echo, Shutdown
 from twisted.internet.defer import Deferred
+from twisted.logger import capturedLogs
 from twisted.python.failure import Failure
 
 from tests.poolcase import PIECE, RESULT, PoolTestCase, piece
@@ -17,7 +18,7 @@ from transcribed.recognition import (
     decode_pieces,
     encode_results,
 )
-from transcribed.work import Backoff
+from transcribed.work import Backoff, Times
 
 
 class WorkingTests(PoolTestCase):
@@ -230,6 +231,125 @@ class WorkingTests(PoolTestCase):
         child.die(signal=9)
         self.pass_(0.5)
         self.assertEqual(self.started(), 2)
+
+
+class GrowthTests(PoolTestCase):
+    """A worker that leaks is replaced before it takes the machine's memory."""
+
+    BOUND = Times().growth
+    READY = 1 << 30
+
+    def grow(self, by: int) -> Deferred[list[WindowResult]]:
+        """The first worker has `by` bytes more when its window is done."""
+        result = self.transcribe()
+        self.child().size = self.READY + by
+        self.answer()
+        return result
+
+    def test_bound(self) -> None:
+        self.assertEqual(self.BOUND, 2 * 1024**3)
+        self.ready()
+        child = self.child()
+        self.successResultOf(self.grow(self.BOUND))
+        self.assertTrue(child.alive)
+        self.assertEqual((self.pool.idle, self.pool.status().ready), (2, 2))
+        self.transcribe()
+        self.answer("worker 2")
+        self.successResultOf(self.grow(self.BOUND + 1))
+        self.assertFalse(child.alive)
+
+    def test_replaced(self) -> None:
+        """Its results are kept, and it is back at once, with the bound from its new beginning."""
+        self.ready()
+        child = self.child()
+        with capturedLogs() as logged:
+            result = self.grow(self.BOUND + (5 << 20))
+        self.assertEqual(self.successResultOf(result), [RESULT])
+        self.assertEqual((child.signals, child.alive), (["KILL"], False))
+        self.assertEqual((self.pool.idle, self.pool.status().ready), (1, 1))
+        [told] = [event for event in logged if "reason" in event]
+        self.assertEqual((told["worker"], told["reason"]), ("worker 1", "has grown by 2053 MiB"))
+        self.pass_(0.5)
+        self.child().size = self.READY = 3 << 30
+        self.load("worker 1")
+        self.assertEqual(self.pool.idle, 2)
+        self.transcribe()
+        self.answer("worker 2")
+        self.successResultOf(self.grow(self.BOUND))
+        self.assertTrue(self.child().alive)
+
+    def test_lostBeforeTheResultIsThere(self) -> None:
+        """Whoever gets the result finds the pool as it is."""
+        self.ready()
+        result = self.transcribe()
+        found: list[tuple[int, int]] = []
+        result.addCallback(lambda _: found.append((self.pool.idle, self.pool.status().ready)))
+        self.child().size = self.READY + self.BOUND + 1
+        self.answer()
+        self.assertEqual(found, [(1, 1)])
+
+    def test_theWaitDoesNotGrow(self) -> None:
+        self.ready()
+        result, _ = self.transcribe(), self.transcribe()
+        for round in range(1, 6):
+            self.child().size = self.READY + self.BOUND + 1
+            self.answer()
+            self.successResultOf(result)
+            self.pass_(0.25)
+            self.assertEqual(self.started(), round)
+            self.pass_(0.25)
+            self.assertEqual(self.started(), round + 1)
+            self.load("worker 1")
+            result = self.transcribe()
+
+    def test_afterARefusal(self) -> None:
+        """A declared error is handed on as it is, and the worker replaced all the same."""
+        self.ready()
+        result = self.transcribe()
+        child = self.child()
+        child.size = self.READY + self.BOUND + 1
+        child.refuse(TranscribeWindows, RecognitionFailed("no such file"))
+        self.starter.flush()
+        self.assertEqual(self.failed(result), "no such file")
+        self.assertFalse(child.alive)
+        self.pass_(0.5)
+        self.load("worker 1")
+        self.assertEqual(self.pool.idle, 2)
+
+    def test_unknown(self) -> None:
+        """Where nothing is known of memory, nobody is replaced for it."""
+        self.resolve()
+        self.child().size = None
+        self.load("worker 1", "worker 2")
+        self.successResultOf(self.grow(self.BOUND * 9))
+        self.transcribe()
+        self.child("worker 2").size = None
+        self.answer("worker 2")
+        self.assertEqual(self.pool.idle, 2)
+
+    def test_killTakesTime(self) -> None:
+        """What it still says while it is being killed is nobody's."""
+        self.ready()
+        child = self.child()
+        cast(Any, child).signal = child.signals.append
+        self.successResultOf(self.grow(self.BOUND + 1))
+        self.pass_(60)
+        self.assertEqual((child.signals, self.started(), self.pool.idle), (["KILL"], 1, 1))
+        child.die(signal=9)
+        self.pass_(0.5)
+        self.assertEqual(self.started(), 2)
+
+    def test_answerAfterTheStop(self) -> None:
+        self.ready()
+        child = self.child()
+        child.stubborn = True
+        result = self.transcribe()
+        child.size = self.READY + self.BOUND + 1
+        stopped = self.pool.stop()
+        self.failed(result)
+        self.answer()
+        self.pass_(5)
+        self.successResultOf(stopped)
 
 
 class PingTests(PoolTestCase):

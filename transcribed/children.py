@@ -40,6 +40,9 @@ _LAST_WORDS = 1.0
 # What Twisted's textFileLogObserver writes in front of a message in the child.
 _HEADER = re.compile(r"\S+ \[[^\]]*#([a-z]+)\] ")
 
+# What proc(5) says of a process's own memory.
+_SIZE = re.compile(r"^(RssAnon|VmSwap):\s*(\d+) kB$", re.MULTILINE)
+
 _PASSED = re.compile(
     r"PATH|HOME|USER|LANG|LANGUAGE|LC_\w+|TZ|TMPDIR|XDG_CACHE_HOME|HF_\w+|LD_LIBRARY_PATH|LD_PRELOAD"
     r"|(?:HTTPS?|ALL|NO)_PROXY|(?:https?|all|no)_proxy|SSL_CERT_(?:FILE|DIR)|REQUESTS_CA_BUNDLE"
@@ -139,6 +142,19 @@ class ProcessChild(ProcessProtocol):
         if self.transport is not None:
             with contextlib.suppress(ProcessExitedAlready):
                 self.transport.signalProcess(name)
+
+    def memory(self) -> int | None:
+        """See :class:`transcribed.work.Child`."""
+        pid = getattr(self.transport, "pid", None)
+        try:
+            status = Path(f"/proc/{pid}/status").read_text("ascii", "replace")
+        except OSError:
+            return None
+        # Not what is mapped from files, which all workers share. What is swapped out counts.
+        sizes = dict(_SIZE.findall(status))
+        if "RssAnon" not in sizes:
+            return None
+        return 1024 * sum(map(int, sizes.values()))
 
     # What AMP wants of its transport.
 

@@ -37,10 +37,13 @@ class Child(Protocol):
     def signal(self, name: str) -> None:
         """Send the signal ``KILL`` or ``TERM``; does nothing when the process is gone."""
 
+    def memory(self) -> int | None:
+        """Bytes of memory that the child has for itself; None where it cannot be known."""
+
 
 @dataclass(frozen=True)
 class Times:
-    """How long a worker may take, in seconds.
+    """How much a worker may take: of time, in seconds, and of memory.
 
     :ivar batch: for a batch of windows, whatever its length.
     :ivar batch_second: for a batch, on top, for each second of audio in it.
@@ -50,6 +53,8 @@ class Times:
         global lock for long.
     :ivar terminate: to exit when asked to, before SIGTERM.
     :ivar kill: to exit after SIGTERM, before SIGKILL.
+    :ivar growth: bytes of memory of its own, over what it had when it became ready; with more, it
+        is replaced after its batch. A long batch takes some hundred MiB for a while.
     """
 
     batch: float = 60.0
@@ -59,6 +64,7 @@ class Times:
     loading_pong: float = 120.0
     terminate: float = 2.0
     kill: float = 3.0
+    growth: int = 2 << 30
 
 
 @dataclass

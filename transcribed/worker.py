@@ -6,11 +6,13 @@ its parent die, while a window is being transcribed: ampoule's child then ends t
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import traceback
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from threading import Thread
 from typing import TypeVar
 
@@ -43,6 +45,10 @@ class Worker(AMPChild):  # type: ignore[misc]
 
     def __init__(self) -> None:
         super().__init__()
+        # When memory runs out, the kernel is to end a worker, which is started again, and not the
+        # daemon. Anybody may raise this of a process of theirs; where it cannot be, so be it.
+        with contextlib.suppress(OSError):
+            Path("/proc/self/oom_score_adj").write_text("500")
         # Ctrl-C in a terminal reaches the whole group; the parent decides when its workers end.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self._thread = ThreadPool(1, 1, "inference")

@@ -52,6 +52,9 @@ class _Inputs(Protocol):
     def _answered(self, answer: object) -> None:
         """A batch's results, or the RecognitionFailed that a healthy child declared."""
 
+    def _outgrown(self, answer: object, reason: str) -> None:
+        """As :meth:`_answered`, of a child that has become too large to go on."""
+
     def _broken(self, reason: str) -> None:
         """The child, alive or not, is of no more use."""
 
@@ -75,6 +78,14 @@ class _Core:
     stopped: Deferred[None] = field(default_factory=Deferred)
     # The process; from its start until it has ended, whatever the state.
     child: Child | None = None
+    # What memory it had when it became ready, bytes.
+    memory: int | None = None
+
+    @property
+    def growth(self) -> int:
+        """How much larger the process has become, bytes."""
+        now = None if self.child is None else self.child.memory()
+        return 0 if now is None or self.memory is None else now - self.memory
 
     def tell(self, message: Callable[[Child], object]) -> None:
         if self.child is not None:
@@ -154,6 +165,12 @@ class _Busy:
         self.deadline.close()
         self.pings.close()
 
+    def deliver(self, answer: object) -> None:
+        if isinstance(answer, RecognitionFailed):
+            self.batch.results.errback(answer)
+        else:
+            self.batch.results.callback(cast("list[WindowResult]", answer))
+
     def fail(self, reason: str) -> None:
         self.close()
         self.batch.results.errback(RecognitionFailed(f"the worker {reason}"))
@@ -197,19 +214,26 @@ def _busy(c: _Inputs, s: _Core, batch: Batch) -> _Busy:
     busy = _Busy(batch, _Timer(s.clock), _Pings(c, s, s.times.pong))
     busy.deadline.set(seconds, lambda: c._broken(f"hung: no result within {seconds:g} s"))
 
+    def over(answer: object) -> None:
+        growth = s.growth
+        if growth > s.times.growth:
+            c._outgrown(answer, f"has grown by {growth >> 20} MiB")
+        else:
+            c._answered(answer)
+
     def answered(box: dict[str, Any]) -> None:
         try:
             results = decode_results(box["results"])
         except Exception:
             results = []
         if len(results) == len(batch.pieces):
-            c._answered(results)
+            over(results)
         else:
             c._broken("answered with rubbish")
 
     def failed(failure: Failure) -> None:
         if isinstance(failure.value, RecognitionFailed):
-            c._answered(failure.value)
+            over(failure.value)
         else:
             c._broken(describe(failure))
 
@@ -252,6 +276,8 @@ def _build() -> Callable[[_Core], _Inputs]:
     @loading.upon(_Inputs._prepared).to(idle)
     def becomeReady(c: _Inputs, s: _Core, loading: _Loading, answer: object) -> None:
         loading.close()
+        assert s.child is not None
+        s.memory = s.child.memory()
         s.owner.prepared(s.worker, answer)
 
     @idle.upon(_Inputs.work).to(busy)
@@ -261,12 +287,19 @@ def _build() -> Callable[[_Core], _Inputs]:
     @busy.upon(_Inputs._answered).to(idle)
     def finish(c: _Inputs, s: _Core, work: _Busy, answer: object) -> None:
         work.close()
-        if isinstance(answer, RecognitionFailed):
-            work.batch.results.errback(answer)
-        else:
+        if not isinstance(answer, RecognitionFailed):
             s.backoff.reset()
-            work.batch.results.callback(cast("list[WindowResult]", answer))
+        work.deliver(answer)
         s.owner.freed(s.worker)
+
+    @busy.upon(_Inputs._outgrown).to(dying)
+    def replace(c: _Inputs, s: _Core, work: _Busy, answer: object, reason: str) -> None:
+        work.close()
+        # Whatever it answered, it was a healthy one: the next may come at once.
+        s.backoff.reset()
+        s.tell(lambda child: child.signal("KILL"))
+        s.owner.lost(s.worker, reason)
+        work.deliver(answer)
 
     # Broken: killed at once, but nothing new is started until it is gone.
 
@@ -353,6 +386,8 @@ def _build() -> Callable[[_Core], _Inputs]:
     stopping.upon(_Inputs._prepared).loop().returns(None)
     dying.upon(_Inputs._answered).loop().returns(None)
     stopping.upon(_Inputs._answered).loop().returns(None)
+    dying.upon(_Inputs._outgrown).loop().returns(None)
+    stopping.upon(_Inputs._outgrown).loop().returns(None)
     dying.upon(_Inputs._broken).loop().returns(None)
     waiting.upon(_Inputs._broken).loop().returns(None)
     stopping.upon(_Inputs._broken).loop().returns(None)

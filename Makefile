@@ -1,4 +1,5 @@
 # make run: the daemon on 127.0.0.1:6000, its state in ./var.  make test: the tests.  make check: lint and types.
+# make torture: a real daemon under faults, while clients check what it promises.
 # make bench: ours and other engines, and the daemon and the bare engine, side by side.
 
 PYTHON ?= python3
@@ -12,7 +13,10 @@ TESTS ?= tests
 # One part of the benchmarks, with options: make bench BENCH="engines --model base"
 BENCH ?=
 
-.PHONY: run install test check bench clean
+# Options of the faults: make torture TORTURE="--quick --seed 2"
+TORTURE ?=
+
+.PHONY: run install test check torture bench clean
 
 run: install
 	$(BIN)/twistd -n --pidfile= transcribed $(ARGS)
@@ -40,6 +44,9 @@ check: $(VENV)/.checkers
 $(VENV)/.checkers: $(VENV)/.installed requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
+
+torture: $(VENV)/.installed
+	$(BIN)/python -m torture $(TORTURE)
 
 bench: $(VENV)/.peers
 	$(BIN)/python -m benchmarks $(BENCH)

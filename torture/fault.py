@@ -1,0 +1,36 @@
+"""What a fault is: how its daemon is started, and what is done to it."""
+
+from __future__ import annotations
+
+from torture.rig import Rig
+
+
+class Fault:
+    """One kind of fault.
+
+    :ivar name: for the table and for ``--only``.
+    :ivar options: of the daemon.
+    :ivar patience: seconds until everything must have come to its end, once the fault is over.
+    :ivar in_quick: whether it is in the quick run.
+    :ivar internal: whether the fault may lead to `internal` errors.
+    """
+
+    name = ""
+    options: tuple[str, ...] = ("--workers", "1")
+    patience = 60.0
+    internal = False
+    in_quick = True
+
+    def missing(self) -> str | None:
+        """Why it cannot be injected on this machine."""
+        return None
+
+    def prepare(self, rig: Rig) -> None:
+        """Before the first daemon is started."""
+
+    async def inject(self, rig: Rig) -> None:
+        """Do harm, while clients are at work. The daemon runs when it is over."""
+        raise NotImplementedError
+
+    def clean(self, rig: Rig) -> None:
+        """After the last daemon has ended."""

@@ -1,0 +1,1 @@
+"""Becomes ``sitecustomize`` of the daemon and of its children: harm from within."""

@@ -13,11 +13,14 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
+from transcribed.auth import Doorkeeper
 from transcribed.desk import Desk
+from transcribed.disk import Disk
 from transcribed.dispatcher import Dispatcher
 from transcribed.errors import RecognitionFailed
 from transcribed.interfaces import PoolStatus
 from transcribed.recognition import Model, Piece, Window, WindowResult, Word, WordsResult
+from transcribed.requests import Host
 from transcribed.scheduler import Scheduler
 from transcribed.session import Session
 from transcribed.spool import Spool
@@ -64,8 +67,8 @@ class ImmediateStore(SQLStore):
 class ImmediateSpool(Spool):
     """The real spool on a real directory, answered at once. Set `broken` to have it fail."""
 
-    def __init__(self, directory: Path) -> None:
-        super().__init__(directory, None, None)  # type: ignore[arg-type]
+    def __init__(self, directory: Path, disk: Disk | None = None) -> None:
+        super().__init__(directory, None, None, disk or Disk())  # type: ignore[arg-type]
         self.broken: OSError | None = None
 
     def inThread(self, work: Callable[[], Any]) -> Deferred[Any]:
@@ -158,6 +161,8 @@ class FakePeer:
         self.sent: list[dict[str, Any]] = []
         self.closed: tuple[int, str] | None = None
         self.paused = False
+        self.address: str | None = "192.0.2.1"
+        self.bearer: str | None = None
 
     def send(self, payload: bytes) -> None:
         """Keep it."""
@@ -181,7 +186,7 @@ class Party(FakePeer):
 
     def __init__(self, house: House, name: str | None) -> None:
         super().__init__()
-        self.session = Session(house.desk, self, house.greeting)
+        self.session = Session(house.host, self)
         if name is not None:
             self.say(type="hello", party=name)
             assert self.heard()["type"] == "welcome"
@@ -217,6 +222,8 @@ class House:
     """The whole core over fakes.
 
     :ivar clock: starts at a moment in 2026, as it keeps the time of day.
+    :ivar checkers: whose tokens are good; to be set before :meth:`open`.
+    :ivar refusals: the codes of all errors that were sent.
     """
 
     def __init__(self, directory: Path, max_queue: int = 100, pool: FakePool | None = None) -> None:
@@ -226,18 +233,36 @@ class House:
         self.store = ImmediateStore()
         self.pool = pool or FakePool()
         self.max_queue = max_queue
-        self.terms = Terms(ttl=3600.0, language="sv", max_seconds=100.0)
+        self.checkers: list[Any] = []
+        self.refusals: list[str] = []
+        self.terms = Terms(ttl=3600.0, language="sv", max_seconds=100.0, max_bytes=19_200_000)
         self.open()
 
     def open(self) -> None:
         """Start, or start again after whatever happened, with what is on disk."""
         self.spool = self.make_spool()
         self.scheduler = Scheduler(self.max_queue)
-        self.desk = Desk(self.terms, self.store, self.spool, self.scheduler, self.pool, self.clock)
+        self.desk = Desk(
+            self.terms,
+            self.store,
+            self.spool,
+            self.scheduler,
+            self.pool,
+            self.clock,
+            self.clock.seconds,
+        )
         self.dispatcher = Dispatcher(
             self.scheduler, self.pool, self.store, self.spool, self.clock, self.desk.changed
         )
         self.desk.wake = self.pool.whenFree = self.dispatcher.pump
+        self.doorkeeper = Doorkeeper(self.checkers, self.clock, self.clock.seconds)
+        self.host = Host(
+            self.desk,
+            self.doorkeeper.admit,
+            self.greeting,
+            self.clock,
+            refused=self.refusals.append,
+        )
         self.resumed = Deferred.fromCoroutine(self.desk.resume())
 
     def greeting(self, party: str) -> Welcome:
@@ -246,7 +271,7 @@ class House:
             party=party,
             server="transcribed/test",
             model="fake",
-            limits=Limits(self.terms.max_seconds, self.terms.max_bytes),
+            limits=Limits(self.terms.max_seconds, self.terms.most_bytes),
         )
 
     def party(self, name: str | None) -> Party:

@@ -8,7 +8,8 @@ from pathlib import Path
 from twisted.python.usage import UsageError
 from twisted.trial.unittest import SynchronousTestCase
 
-from transcribed.settings import OPTIONS, Settings, is_loopback
+from transcribed.addresses import is_loopback
+from transcribed.settings import OPTIONS, Settings
 from transcribed.tap import Options
 from transcribed.wire import MAX_TTL
 
@@ -53,7 +54,7 @@ class DefaultsTests(SettingsTestCase):
     def test_defaults(self) -> None:
         self.assertEqual(
             self.parse(),
-            Settings(
+            Settings.of(
                 listen=("tcp:6000:interface=127.0.0.1",),
                 state=Path.cwd() / "var",
                 model="auto",
@@ -63,7 +64,7 @@ class DefaultsTests(SettingsTestCase):
                 ttl=86400.0,
                 language="sv",
                 max_seconds=7200.0,
-                max_queue=1000,
+                max_queue=10_000,
             ),
         )
 
@@ -73,9 +74,13 @@ class DefaultsTests(SettingsTestCase):
     def test_helpNamesEveryOptionAndItsDefault(self) -> None:
         usage = Options().getUsage(width=1000)
         for option in OPTIONS:
+            if option.default is False:
+                self.assertIn(f"--{option.key} ", usage)
+                continue
             self.assertIn(f"--{option.key}=", usage)
             default = option.default[0] if option.key == "listen" else option.default
-            self.assertIn(f"[default: {default}]", usage)
+            if default != []:
+                self.assertIn(f"[default: {default}]", usage)
         self.assertIn("--config=", usage)
 
 
@@ -94,7 +99,7 @@ class SourceTests(SettingsTestCase):
         max-seconds = 600
         max-queue = 7
     """
-    FROM_FILE = Settings(
+    FROM_FILE = Settings.of(
         listen=("tcp:7000:interface=127.0.0.1", "unix:/t:mode=600.sock"),
         state=Path("/var/lib/t"),
         model="org/name",
@@ -122,7 +127,7 @@ class SourceTests(SettingsTestCase):
         ),
         *("--max-seconds", "30", "--max-queue", "1"),
     )
-    FROM_FLAGS = Settings(
+    FROM_FLAGS = Settings.of(
         listen=("tcp6:8000:interface=\\:\\:1",),
         state=Path("/srv/t"),
         model="embedded",
@@ -345,13 +350,25 @@ class ListenTests(SettingsTestCase):
             "tcp6:6000:interface=2001\\:db8\\:\\:1",
             "tcp:6000:interface=127.0.0.1:interface=0.0.0.0",
         ):
-            self.assertFlagRefused(
-                "listen", endpoint, "loopback", "tcp:6000:interface=127.0.0.1", "no credentials"
+            self.assertRefused(
+                f"--listen={endpoint}", says=(endpoint, "loopback", "no credentials", "--auth")
             )
+            clear = (f"--listen={endpoint}", "--auth=tokens:/x")
+            self.assertRefused(*clear, says=(endpoint, "in the clear", "ssl:", "--insecure"))
+            self.assertEqual(self.parse(*clear, "--insecure").listen, (endpoint,))
+
+    def test_TLS(self) -> None:
+        endpoint = "ssl:6000:privateKey=/k.pem:certKey=/c.pem"
+        self.assertRefused(f"--listen={endpoint}", says=("no credentials",))
+        settings = self.parse(f"--listen={endpoint}", "--auth=tokens:/x")
+        self.assertEqual(settings.listen, (endpoint,))
+        local = f"{endpoint}:interface=127.0.0.1"
+        self.assertEqual(self.parse(f"--listen={local}").listen, (local,))
+        for wrong in ("ssl:6000", "ssl:6000:certKey=/c.pem", f"{endpoint}:sslmethod=SSLv3_METHOD"):
+            self.assertFlagRefused("listen", wrong, "ssl:PORT:privateKey=FILE:certKey=FILE")
 
     def test_othersKinds(self) -> None:
         for endpoint in (
-            "ssl:6000:interface=127.0.0.1",
             "tls:6000",
             "6000",
             "127.0.0.1:6000",
@@ -365,14 +382,14 @@ class ListenTests(SettingsTestCase):
             "systemd:",
             ":",
         ):
-            self.assertFlagRefused("listen", endpoint, "tcp:PORT:interface=127.0.0.1", "unix:PATH")
+            self.assertFlagRefused("listen", endpoint, "tcp:PORT:interface=ADDRESS", "unix:PATH")
 
     def test_ports(self) -> None:
         for port in ("65536", "-1", "http", "", "6000.0", "port="):
             self.assertFlagRefused(
                 "listen",
                 f"tcp:{port}:interface=127.0.0.1",
-                "tcp with a whole number from 0 to 65535",
+                "tcp with a port from 0 to 65535",
             )
 
     def test_empty(self) -> None:
@@ -384,7 +401,9 @@ class ListenTests(SettingsTestCase):
         self.assertRefused(
             "--listen=unix:/t:mode=600", f"--listen={wrong}", says=(wrong, "loopback")
         )
-        self.assertInFileRefused("listen", f'["unix:/t:mode=600", "{wrong}"]', wrong, "loopback")
+        self.assertRefused(
+            file=f'listen = ["unix:/t:mode=600", "{wrong}"]', says=(wrong, "loopback")
+        )
 
     def test_isLoopback(self) -> None:
         for host in ("127.0.0.1", "127.1.2.3", "::1", "localhost", "::1%lo"):

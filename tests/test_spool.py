@@ -17,6 +17,7 @@ from twisted.python.threadpool import ThreadPool
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from tests.fakes import ImmediateSpool
+from transcribed.disk import Disk
 from transcribed.errors import Busy
 from transcribed.recognition import CTCResult, Run, StoredWindow, Transcription, Word, WordsResult
 from transcribed.spool import RETRY_FULL_DISK, Intake, Spool
@@ -510,7 +511,7 @@ class ThreadedTests(TestCase):
         self.threads.start()
         self.addCleanup(self.threads.stop)
         self.directory = Path(self.mktemp())
-        self.spool = Spool(self.directory, reactor, self.threads)  # type: ignore[arg-type]
+        self.spool = Spool(self.directory, reactor, self.threads, Disk())  # type: ignore[arg-type]
 
     def test_aRecordingsLife(self) -> Deferred[None]:
         async def work() -> None:

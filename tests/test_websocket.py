@@ -27,13 +27,14 @@ from tests.rawclient import (
     frame,
     greet,
 )
-from transcribed import service, websocket
+from transcribed import service
 from transcribed.errors import StateInUse
 from transcribed.interfaces import PoolStatus
 from transcribed.service import Daemon, StateDirectory
 from transcribed.settings import Settings
 from transcribed.storage.sqlite import SQLiteStore
 from transcribed.transcript import Transcript
+from transcribed.websocket import Bounds
 
 SECOND = b"\1\0" * 16000
 
@@ -70,7 +71,7 @@ class Case(TestCase):
     def start(self) -> None:
         self.state = StateDirectory(self.path)
         SQLiteStore.prepare(self.path / "transcripts.sqlite")
-        settings = Settings(
+        settings = Settings.of(
             listen=("tcp:0:interface=127.0.0.1", self.socket),
             state=self.path,
             model="fake",
@@ -84,7 +85,7 @@ class Case(TestCase):
         )
         self.daemon: Daemon | None = Daemon(settings, reactor, self.state, self.pool)
         self.daemon.startService()
-        host: Any = self.daemon._ports[0].getHost()
+        host: Any = self.daemon._listeners.ports[0].getHost()
         self.port = host.port
         self.endpoint = f"tcp:127.0.0.1:{self.port}"
 
@@ -159,7 +160,7 @@ class HandshakeTests(Case):
 
     async def test_the_connection_limit(self) -> None:
         assert self.daemon is not None
-        self.daemon._sessions.max_connections = 1
+        self.daemon._sessions.bounds = Bounds(connections=1)
         first = await greet(reactor, self.endpoint, "anna")
         second = await connect(reactor, self.endpoint)
         self.assertEqual(await second.close_code(), 1013)
@@ -268,7 +269,8 @@ class FrameTests(Case):
         self.assertEqual(list((self.path / "spool").iterdir()), [])
 
     async def test_a_client_that_does_not_read(self) -> None:
-        self.patch(websocket, "MAX_UNSENT", 100_000)
+        assert self.daemon is not None
+        self.daemon._sessions.bounds = Bounds(unsent=100_000)
         client = await greet(reactor, self.endpoint, "anna")
         assert self.daemon is not None
         (connection,) = self.daemon._sessions.connections
@@ -381,17 +383,9 @@ class StopTests(Case):
         assert self.daemon is not None
         state = StateDirectory(Path(self.mktemp()))
         SQLiteStore.prepare(state.path / "transcripts.sqlite")
-        settings = Settings(
-            (self.endpoint.replace("tcp:127.0.0.1:", "tcp:") + ":interface=127.0.0.1",),
-            state.path,
-            "fake",
-            "auto",
-            1,
-            1,
-            60.0,
-            "sv",
-            60.0,
-            10,
+        settings = Settings.of(
+            listen=(self.endpoint.replace("tcp:127.0.0.1:", "tcp:") + ":interface=127.0.0.1",),
+            state=state.path,
         )
         other = Daemon(settings, reactor, state, FakePool())
         error = self.assertRaises(SystemExit, other.startService)

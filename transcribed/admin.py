@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
@@ -16,6 +17,7 @@ from transcribed.task import INTERRUPTED, UNFORESEEN, UNREADABLE
 # Twisted and FFmpeg take most of a second: --help and a typing error need none of them.
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+_T = TypeVar("_T")
 
 
 def _as_the_daemon_s(key: str) -> Callable[[_F], _F]:
@@ -67,6 +69,52 @@ def tune(output: Any, **wanted: Any) -> None:
             output.write("\n")
 
     run(job)
+
+
+_FILE = click.option(
+    "--file", default="var/tokens", type=click.Path(dir_okay=False), help="The tokens' file."
+)
+
+
+@cli.group()
+def token() -> None:
+    """Who may come in, where the daemon runs with --auth tokens:FILE.
+
+    The daemon reads the file when it starts, and again when it is sent SIGHUP.
+    """
+
+
+@token.command()
+@click.argument("party")
+@_FILE
+def add(party: str, file: str) -> None:
+    """Give PARTY a token, and print it, this once; one that it had is good no more."""
+    from transcribed import tokens
+
+    made, had_one = _change(lambda path: tokens.add(path, party), file)
+    print(made, flush=True)
+    if had_one:
+        complain(f"the token that {party} had is good no more, once the daemon is sent SIGHUP")
+
+
+@token.command()
+@click.argument("party")
+@_FILE
+def revoke(party: str, file: str) -> None:
+    """Take PARTY's token away."""
+    from transcribed import tokens
+
+    if not _change(lambda path: tokens.revoke(path, party), file):
+        complain(f"{party} has no token in {file}")
+        raise SystemExit(UNFORESEEN)
+
+
+def _change(change: Callable[[Path], _T], file: str) -> _T:
+    try:
+        return change(Path(file))
+    except (OSError, ValueError) as e:
+        complain(f"{file}: {getattr(e, 'strerror', None) or e}")
+        raise SystemExit(UNREADABLE) from e
 
 
 class Refused(Exception):

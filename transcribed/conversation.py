@@ -8,7 +8,7 @@ from typing import Protocol
 from automat import TypeMachineBuilder
 
 from transcribed import answers, wire
-from transcribed.errors import BadMessage, TranscribedError
+from transcribed.errors import BadMessage, TranscribedError, Unauthenticated
 from transcribed.requests import QUESTIONS, Core, cancel
 from transcribed.upload import Upload
 
@@ -80,11 +80,24 @@ _gone = _builder.state("Gone")
 
 @_greeting.upon(Conversation.hello).loop()
 def _greet(proto: Conversation, core: Core, request: wire.Hello) -> None:
-    if request.party is None:
-        core.send_unauthenticated("hello must name the party", request.ref)
+    core.heard_hello()
+    core.step = _let_in(proto, core, request)
+
+
+async def _let_in(proto: Conversation, core: Core, request: wire.Hello) -> None:
+    peer = core.peer
+    token = peer.bearer if request.token is None else request.token
+    try:
+        avatar, leave = await core.host.admit(peer.address, request.party, token, core)
+    except Unauthenticated as e:
+        if not core.closed:
+            core.send_unauthenticated(e.reason, request.ref)
         return
-    core.party = request.party
-    core.send(core.greeting(request.party), request.ref)
+    if core.closed:
+        leave()
+        return
+    core.party, core.leave = avatar.name, leave
+    core.send(core.host.greeting(core.party), request.ref)
     proto.greeted()
 
 
@@ -352,6 +365,9 @@ def _swallow(proto: Conversation, ids: set[str | None], id: str | None) -> bool:
 @_greeting.upon(Conversation.lost).to(_gone)
 @_ready.upon(Conversation.lost).to(_gone)
 def _lost(proto: Conversation, core: Core) -> None:
+    core.heard_hello()
+    if core.leave is not None:
+        core.leave()
     if core.unwatch is not None:
         core.unwatch()
     for outcome in list(core.waiting):

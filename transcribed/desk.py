@@ -61,6 +61,8 @@ class Desk:
 
     :ivar closing: whether new recordings are refused as the daemon is stopping.
     :ivar wake: is called when there is something to transcribe.
+    :ivar now: the time of day, in seconds since the epoch.
+    :ivar observers: are told of each change of every transcript.
     """
 
     _log = Logger()
@@ -73,6 +75,7 @@ class Desk:
         scheduler: Scheduler,
         pool: IRecognizerPool,
         clock: IReactorTime,
+        now: Callable[[], float],
     ) -> None:
         self.terms = terms
         self.store = store
@@ -81,16 +84,25 @@ class Desk:
         self._spool = spool
         self._scheduler = scheduler
         self._clock = clock
-        self._uploads = Uploads(terms, store, spool, scheduler, pool, clock, self)
+        self.now = now
+        self.observers: list[Watcher] = []
+        self._uploads = Uploads(terms, store, spool, scheduler, pool, clock, now, self)
         self._left: dict[str, Transcript] = {}
         self._take_up_at = 0.0
         self._watchers: dict[str, list[Watcher]] = {}
         self._delivering: set[Deferred[None]] = set()
         self._waiting: dict[tuple[str, str], list[Deferred[None]]] = {}
 
-    def now(self) -> float:
-        """The time of day, in seconds since the epoch."""
-        return self._clock.seconds()
+    @property
+    def open_uploads(self) -> int:
+        """How many recordings are coming in."""
+        return len(self._uploads)
+
+    def refusing(self) -> str | None:
+        """Why a new recording would be refused now, whoever sent it; None where it would not."""
+        if self.closing:
+            return "the daemon is shutting down"
+        return self._uploads.refusing()
 
     # Submitting
 
@@ -115,10 +127,6 @@ class Desk:
         """An upload is over: whoever waits for it is to look again."""
         self._wake_waiting((owner, id))
 
-    def _uploading(self, owner: str, id: str, party: str) -> Transcript | None:
-        seen = (u.transcript for u in self._uploads.named(owner, id))
-        return next((t for t in seen if party in (owner, t.receiver)), None)
-
     # Delivering
 
     async def fetch(self, party: str, owner: str, id: str, wait: bool) -> Delivery | View | Waiting:
@@ -129,7 +137,7 @@ class Desk:
         try:
             transcript = await self.store.collect(owner, id, party, self.now())
         except UnknownId:
-            uploading = self._uploading(owner, id, party)
+            uploading = self._uploads.for_party(owner, id, party)
             if uploading is None:
                 raise
             transcript = uploading
@@ -178,7 +186,7 @@ class Desk:
         try:
             change = await self.store.acknowledge(owner, id, party, self.now())
         except UnknownId:
-            if self._uploading(owner, id, party) is None:
+            if self._uploads.for_party(owner, id, party) is None:
                 raise
             raise NotFetched from None
         if change.after.state in ENDED:
@@ -191,7 +199,7 @@ class Desk:
         try:
             transcript = await self.store.look(owner, id, party, self.now())
         except UnknownId:
-            uploading = self._uploading(owner, id, party)
+            uploading = self._uploads.for_party(owner, id, party)
             if uploading is None:
                 raise
             transcript = uploading
@@ -252,12 +260,14 @@ class Desk:
             self._log.info(
                 "{t.owner}/{t.id} for {t.receiver}, {t.seconds} s, is {t.state}", t=transcript
             )
+        watchers = list(self.observers)
         for party in {transcript.owner, transcript.receiver}:
-            for watcher in list(self._watchers.get(party, [])):
-                try:
-                    watcher(transcript, progress)
-                except Exception:
-                    self._log.failure("a watcher failed")
+            watchers += self._watchers.get(party, [])
+        for watcher in watchers:
+            try:
+                watcher(transcript, progress)
+            except Exception:
+                self._log.failure("a watcher failed")
         if transcript.state not in UNFINISHED:
             self._wake_waiting((transcript.owner, transcript.id))
 
@@ -341,8 +351,12 @@ class Desk:
             self.changed(transcript, 0.0)
 
     async def keep_house(self) -> None:
-        """To be called every now and then: :meth:`purge`, and take up what could not be."""
+        """To be called every now and then: :meth:`purge`, and take up what could not be.
+
+        Ends uploads that bring nothing, too.
+        """
+        self._uploads.drop_idle()
         await self.purge()
-        if self._left and self.now() >= self._take_up_at:
-            self._take_up_at = self.now() + RETRY_TAKING_UP
+        if self._left and self._clock.seconds() >= self._take_up_at:
+            self._take_up_at = self._clock.seconds() + RETRY_TAKING_UP
             await self._take_up()

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from twisted.internet.defer import Deferred
 
+from transcribed.disk import Disk
 from transcribed.recognition import Model, Piece, StoredWindow, Transcription, WindowResult
 from transcribed.transcript import Change, State, Transcript
 
@@ -106,6 +107,8 @@ class IIntake(Protocol):
 class ISpool(Protocol):
     """The files of the transcripts; see :class:`transcribed.spool.Spool`."""
 
+    disk: Disk
+
     def audio_path(self, key: str) -> Path: ...
     def take_in(self, key: str) -> IIntake: ...
     def recover(self, key: str, size: int) -> Deferred[list[StoredWindow] | None]: ...
@@ -119,7 +122,14 @@ class ISpool(Protocol):
 
 
 class ISessionPeer(Protocol):
-    """The client's end of a session, as the session sees it."""
+    """The client's end of a session, as the session sees it.
+
+    :ivar address: where it is; see :func:`transcribed.addresses.source`.
+    :ivar bearer: the token that it has shown already, in the handshake.
+    """
+
+    address: str | None
+    bearer: str | None
 
     def send(self, payload: bytes) -> None:
         """Send a text frame; does nothing once the connection is closing."""

@@ -30,6 +30,7 @@ class Job:
     :ivar open: whether more audio may come: only the windows that it cannot change are there.
     :ivar frames: how many frames of audio may be transcribed.
     :ivar begun: whether the store knows that it is in work.
+    :ivar held: how many seconds of it count for the queue.
     :ivar reason: why it was given up, if it was.
     :ivar model: what it is cut for; None while that is not known.
     :ivar windows: how it is cut.
@@ -45,6 +46,7 @@ class Job:
     open: bool = False
     frames: int = field(init=False)
     begun: bool = False
+    held: float = 0.0
     reason: str | None = None
     model: Model | None = None
     windows: list[Window] = field(default_factory=list)

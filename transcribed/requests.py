@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from transcribed import answers, wire
+from transcribed.auth import Admission, Mind
 from transcribed.desk import Delivery, Desk, Waiting
 from transcribed.errors import BadMessage, Busy, TranscribedError, Unauthenticated
 from transcribed.interfaces import ISessionPeer
@@ -18,8 +20,6 @@ from transcribed.transcript import Transcript
 
 POLICY, INTERNAL = 1008, 1011
 """Close codes of RFC 6455, section 7.4.1."""
-MAX_BAD_MESSAGES = 10
-"""So many bad messages in a row end the connection."""
 MAX_WAITING, RETRY_WAITING = 1000, 10.0
 """So many fetches may wait on one connection, and how soon one more may be tried, in seconds."""
 
@@ -28,13 +28,37 @@ Step = Coroutine[Any, Any, None]
 _log = Logger()
 
 
+@dataclass(frozen=True)
+class Host:
+    """What all sessions are given.
+
+    :ivar admit: lets a client in, given its address, the party that it says it is, and its token;
+        see :meth:`transcribed.auth.Doorkeeper.admit`.
+    :ivar greeting: makes the answer to ``hello`` for a party.
+    :ivar clock: for timers.
+    :ivar hello_seconds: how long a client may take to say ``hello``.
+    :ivar max_bad_messages: so many in a row end a connection.
+    :ivar refused: is told the code of each error that is sent.
+    """
+
+    desk: Desk
+    admit: Callable[[str | None, str | None, str | None, Mind], Awaitable[Admission]]
+    greeting: Callable[[str], wire.Welcome]
+    clock: IReactorTime
+    hello_seconds: float = 10.0
+    max_bad_messages: int = 10
+    refused: Callable[[str], None] = lambda code: None
+
+
 @dataclass
 class Core:
     """What a conversation has at hand.
 
-    :ivar party: who the client is, once it has said so.
+    :ivar party: who the client is, once that is known.
+    :ivar leave: takes the party out again, once it is in.
+    :ivar deadline: ends the wait for the ``hello``.
     :ivar bad_messages: how many came in a row.
-    :ivar closed: whether the daemon has ended it: nothing more is heard.
+    :ivar closed: whether it is over: nothing more is heard.
     :ivar unwatch: ends the subscription, if there is one.
     :ivar waiting: the fetches that wait for their text.
     :ivar answering: whether a request is being worked on.
@@ -42,10 +66,11 @@ class Core:
     :ivar step: what the last request still has to wait for, if anything.
     """
 
-    desk: Desk
+    host: Host
     peer: ISessionPeer
-    greeting: Callable[[str], wire.Welcome]
     party: str = ""
+    leave: Callable[[], None] | None = None
+    deadline: IDelayedCall | None = None
     bad_messages: int = 0
     closed: bool = False
     unwatch: Callable[[], None] | None = None
@@ -54,6 +79,32 @@ class Core:
     held: list[wire.Event] = field(default_factory=list)
     step: Step | None = None
 
+    @property
+    def desk(self) -> Desk:
+        """What a party can ask for."""
+        return self.host.desk
+
+    def expect_hello(self) -> None:
+        """From now on the client has so long."""
+
+        def late() -> None:
+            self.deadline = None
+            self.send_unauthenticated("hello did not come in time", None)
+
+        self.deadline = self.host.clock.callLater(self.host.hello_seconds, late)
+
+    def heard_hello(self) -> None:
+        """It has come, or nobody waits for it any more."""
+        deadline, self.deadline = self.deadline, None
+        if deadline is not None:
+            deadline.cancel()
+
+    def dismiss(self, reason: str) -> None:
+        """Its credentials are good no more; see :class:`transcribed.auth.Mind`."""
+        self.leave = None
+        if not self.closed:
+            self.send_unauthenticated(reason, None)
+
     def tell(self, event: wire.Event) -> None:
         if self.answering:
             self.held.append(event)
@@ -61,12 +112,14 @@ class Core:
             self.send(event)
 
     def send(self, answer: wire.Answer, ref: str | None = None) -> None:
+        if isinstance(answer, wire.Error):
+            self.host.refused(answer.code)
         self.peer.send(wire.render(wire.with_ref(answer, ref)))
 
     def send_bad(self, error: BadMessage, ref: str | None, id: str | None = None) -> None:
         self.bad_messages += 1
         self.send(answers.error(error, id=id), ref)
-        if self.bad_messages >= MAX_BAD_MESSAGES:
+        if self.bad_messages >= self.host.max_bad_messages:
             self.close(POLICY, "too many bad messages")
 
     def send_unauthenticated(self, reason: str, ref: str | None) -> None:
@@ -75,6 +128,7 @@ class Core:
 
     def close(self, code: int, reason: str) -> None:
         self.closed = True
+        self.heard_hello()
         self.peer.close(code, reason)
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from math import ceil
+from math import ceil, inf
 
 from transcribed.errors import Busy
 from transcribed.job import Dealt, Job
@@ -28,6 +28,7 @@ from transcribed.transcript import Transcript
 
 RETRY_FULL_QUEUE = 10.0
 """Seconds after which a client may try again when the queue was full."""
+_FULL_SHARE = "your share of the queue is full"
 MAX_TRIES = 3
 """So often a window is tried, alone, before its recording is given up."""
 OLDEST_TURN = 4
@@ -43,12 +44,14 @@ class _Owner:
     """Whose turn it may be.
 
     :ivar served: the number of the last window dealt to it.
+    :ivar seconds: how much audio of it is here.
     :ivar finish: its finish tag: where its windows end in virtual time, in seconds of audio.
     :ivar turns: how often it was its turn.
     :ivar jobs: its recordings, the oldest first.
     """
 
     served: int
+    seconds: float = 0.0
     finish: float = 0.0
     turns: int = 0
     jobs: list[Job] = field(default_factory=list)
@@ -70,10 +73,21 @@ class Scheduler:
     """All recordings that are coming in, waiting or in work.
 
     :param limit: the most recordings that may be there at once.
+    :param limit_seconds: the most seconds of audio, all told.
+    :param limit_seconds_of_owner: the most of one owner.
+    :ivar seconds: how many seconds of audio there are.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(
+        self,
+        limit: int,
+        limit_seconds: float = inf,
+        limit_seconds_of_owner: float = inf,
+    ) -> None:
         self.limit = limit
+        self.limit_seconds = limit_seconds
+        self.limit_seconds_of_owner = limit_seconds_of_owner
+        self.seconds = 0.0
         self._model: Model | None = None
         self._jobs: dict[str, Job] = {}
         self._owners: dict[str, _Owner] = {}
@@ -101,15 +115,40 @@ class Scheduler:
 
     def open(self, job: Job) -> None:
         """Keep a place for a recording that is coming in; raises :exc:`Busy`."""
-        if len(self._jobs) >= self.limit:
-            raise Busy("the queue is full", RETRY_FULL_QUEUE)
+        if (reason := self.refusing()) is not None:
+            raise Busy(reason, RETRY_FULL_QUEUE)
+        owner = self._owners.get(job.transcript.owner)
+        if owner is not None and owner.seconds >= self.limit_seconds_of_owner:
+            raise Busy(_FULL_SHARE, RETRY_FULL_QUEUE)
         self.add(job)
+
+    def refusing(self) -> str | None:
+        """Why nothing more is taken, whoever sends it; None where there is room."""
+        if len(self._jobs) >= self.limit or self.seconds >= self.limit_seconds:
+            return "the queue is full"
+        return None
+
+    def hold(self, job: Job, seconds: float) -> None:
+        """So many seconds of a recording that is coming in are there; raises :exc:`Busy`."""
+        more = seconds - job.held
+        if self.seconds + more > self.limit_seconds:
+            raise Busy("the queue is full", RETRY_FULL_QUEUE)
+        if self._owners[job.transcript.owner].seconds + more > self.limit_seconds_of_owner:
+            raise Busy(_FULL_SHARE, RETRY_FULL_QUEUE)
+        self._hold(job, seconds)
+
+    def _hold(self, job: Job, seconds: float) -> None:
+        more, job.held = seconds - job.held, seconds
+        self._owners[job.transcript.owner].seconds += more
+        # Sums of fractions drift.
+        self.seconds = self.seconds + more if self._jobs else 0.0
 
     def add(self, job: Job) -> None:
         """Queue a recording. What was accepted is never refused here."""
         self._jobs[job.key] = job
         owner = self._owners.setdefault(job.transcript.owner, _Owner(self._count()))
         owner.jobs.append(job)
+        self._hold(job, job.transcript.seconds)
         if self._model is not None:
             self._cut(job, self._model)
 
@@ -124,6 +163,7 @@ class Scheduler:
         job.open = False
         job.transcript = transcript
         job.frames = transcript.frames
+        self._hold(job, transcript.seconds)
         job.cut()
         if job.in_work or job.results or job.reason is not None:
             self._due.append(job)
@@ -147,6 +187,7 @@ class Scheduler:
         if job is not None:
             job.drop_windows()
             owner = job.transcript.owner
+            self._hold(job, 0.0)
             self._owners[owner].jobs.remove(job)
             self._forget(owner)
         return job

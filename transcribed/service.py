@@ -4,37 +4,42 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
+import signal
 import sqlite3
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from twisted.application.service import IService, Service
-from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
-from twisted.internet.endpoints import serverFromString
-from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import IListeningPort
+from twisted.cred.strcred import InvalidAuthArgumentString, InvalidAuthType, makeChecker
+from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 from zope.interface import implementer
 
 from transcribed import __version__
+from transcribed.auth import Doorkeeper
+from transcribed.clock import Calendar
 from transcribed.desk import Desk
+from transcribed.disk import Disk
 from transcribed.dispatcher import Dispatcher
+from transcribed.doors import Doors
 from transcribed.errors import CannotStart, StateInUse
 from transcribed.interfaces import IRecognizerPool, ISessionPeer
+from transcribed.listeners import Listeners
 from transcribed.metrics import Metrics, Sources
 from transcribed.pool import RecognizerPool
+from transcribed.requests import Host
 from transcribed.scheduler import Scheduler
 from transcribed.session import Session
-from transcribed.settings import Settings, is_loopback
+from transcribed.settings import Settings
 from transcribed.spool import Spool, sync_directory
 from transcribed.storage.sqlite import SQLiteStore
 from transcribed.upload import Terms
 from transcribed.web import Probe, make_site
-from transcribed.websocket import SessionFactory
+from transcribed.websocket import Bounds, SessionFactory
 from transcribed.wire import Limits, Welcome
 
 PURGE_SECONDS = 1.0
@@ -75,6 +80,7 @@ class Daemon(Service):
 
     :param reactor: keeps the time, too.
     :param pool: the recognizers.
+    :param checkers: who knows clients' credentials; without any, they need none.
     :param refusal: is raised, with one line, where it cannot listen.
     :ivar metrics: what Prometheus is told; whoever has something to count tells them.
     """
@@ -88,6 +94,7 @@ class Daemon(Service):
         reactor: Any,
         state: StateDirectory,
         pool: IRecognizerPool,
+        checkers: Sequence[Any] = (),
         refusal: type[BaseException] = SystemExit,
     ) -> None:
         self._settings = settings
@@ -96,29 +103,60 @@ class Daemon(Service):
         self._pool = pool
         self._refusal = refusal
         self._threads = ThreadPool(0, DISK_THREADS, "disk")
+        self._calendar = Calendar()
         self._store = SQLiteStore(state.path / "transcripts.sqlite", reactor)
-        spool = Spool(state.path / "spool", reactor, self._threads)
-        self._scheduler = Scheduler(settings.max_queue)
-        terms = Terms(settings.ttl, settings.language, settings.max_seconds)
-        self._desk = Desk(terms, self._store, spool, self._scheduler, pool, reactor)
+        disk = Disk(settings.disk_quota, settings.min_free_disk)
+        spool = Spool(state.path / "spool", reactor, self._threads, disk)
+        self._scheduler = Scheduler(
+            settings.max_queue, settings.max_queue_seconds, settings.max_queue_seconds_per_owner
+        )
+        terms = Terms(
+            settings.ttl,
+            settings.language,
+            settings.max_seconds,
+            settings.max_bytes,
+            settings.max_uploads,
+            settings.upload_idle_seconds,
+        )
+        self._desk = Desk(
+            terms, self._store, spool, self._scheduler, pool, reactor, self._calendar.now
+        )
         self._dispatcher = Dispatcher(
             self._scheduler, pool, self._store, spool, reactor, self._desk.changed
         )
         self._desk.wake = self._dispatcher.pump
-        self._sessions = SessionFactory(self._make_session)
-        probe = Probe(pool.status, lambda: len(self._scheduler), self._refusing)
-        self.metrics = Metrics(self._sources(probe))
+        self._doorkeeper = Doorkeeper(checkers, reactor, self._calendar.now)
+        self._sessions = SessionFactory(self._make_session, _bounds(settings))
+        probe = Probe(pool.status, lambda: len(self._scheduler), self._desk.refusing)
+        self.metrics = Metrics(self._sources(probe, disk))
         self._dispatcher.computed = self.metrics.computed
         self._dispatcher.failed_try = self.metrics.failed_try
-        self._site = make_site(self._sessions, probe, self.metrics.encode)
+        self._desk.observers.append(self.metrics.changed)
+        self._host = Host(
+            self._desk,
+            self._doorkeeper.admit,
+            self._greeting,
+            reactor,
+            settings.hello_seconds,
+            settings.max_bad_messages,
+            self.metrics.refused,
+        )
+        doors = Doors(
+            make_site(self._sessions, probe, self.metrics.encode),
+            reactor,
+            settings.handshake_seconds,
+            settings.max_connections,
+            settings.max_connections_per_address,
+        )
+        self._listeners = Listeners(reactor, doors, bool(checkers), settings.insecure)
         self._purging = LoopingCall(self._purge)
         self._purging.clock = reactor
-        self._ports: list[IListeningPort] = []
         self._announced = False
         pool.whenFree = self._workers_changed
 
     def _make_session(self, peer: ISessionPeer) -> Session:
-        return Session(self._desk, peer, self._greeting)
+        self.metrics.connected()
+        return Session(self._host, peer)
 
     def _greeting(self, party: str) -> Welcome:
         status = self._pool.status()
@@ -127,28 +165,23 @@ class Daemon(Service):
             party=party,
             server=f"transcribed/{__version__}",
             model=status.model,
-            limits=Limits(terms.max_seconds, terms.max_bytes),
+            limits=Limits(terms.max_seconds, terms.most_bytes),
             warning=status.warning,
         )
 
-    def _refusing(self) -> str | None:
-        return "the daemon is shutting down" if self._desk.closing else None
-
-    def _sources(self, probe: Probe) -> Sources:
-        jobs = self._scheduler._jobs
-        spool = self._state.path / "spool"
+    def _sources(self, probe: Probe, disk: Disk) -> Sources:
         return Sources(
             ready=probe.ready,
             queue_recordings=lambda: len(self._scheduler),
-            queue_audio_seconds=lambda: sum(job.seconds_left for job in jobs.values()),
+            queue_audio_seconds=lambda: self._scheduler.seconds,
             windows_in_work=lambda: self._dispatcher.in_work,
             workers_ready=lambda: self._pool.status().ready,
             workers_wanted=lambda: self._pool.status().workers,
             connections=lambda: len(self._sessions.connections),
-            uploads=lambda: sum(job.open for job in jobs.values()),
-            spool_bytes=lambda: sum(entry.stat().st_size for entry in os.scandir(spool)),
-            spool_quota_bytes=lambda: self._settings.disk_quota,
-            disk_free_bytes=lambda: shutil.disk_usage(spool).free,
+            uploads=lambda: self._desk.open_uploads,
+            spool_bytes=lambda: disk.used,
+            spool_quota_bytes=lambda: disk.quota,
+            disk_free_bytes=lambda: disk.free,
         )
 
     # Starting
@@ -156,6 +189,9 @@ class Daemon(Service):
     def startService(self) -> None:
         """Listen, then take up what an earlier daemon left, and load the model meanwhile."""
         Service.startService(self)
+        if threading.current_thread() is threading.main_thread():
+            # Whose default action would end the daemon.
+            signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self.reload))
         for description in self._settings.listen:
             self._listen(description)
         self._sessions.startFactory()
@@ -171,20 +207,7 @@ class Daemon(Service):
         Deferred.fromCoroutine(self._resume())
 
     def _listen(self, description: str) -> None:
-        failures: list[Failure] = []
-        # maybeDeferred: what is wrong with the description itself is raised at once.
-        maybeDeferred(
-            lambda: serverFromString(self._reactor, description).listen(self._site)
-        ).addCallbacks(self._ports.append, failures.append)
-        reason = None
-        if failures:
-            error = failures[0].value
-            cause = error.socketError if isinstance(error, CannotListenError) else error
-            reason = getattr(cause, "strerror", None) or str(cause)
-        elif not is_loopback(getattr(self._ports[-1].getHost(), "host", "localhost")):
-            reason = (
-                "clients need no credentials, so only loopback and unix sockets are listened on"
-            )
+        reason = self._listeners.listen(description)
         if reason is not None:
             # Nothing runs yet, and a traceback would hide what the operator must know.
             line = f"transcribed: cannot listen on {description}: {reason}"
@@ -192,6 +215,11 @@ class Daemon(Service):
                 # In the background, twistd only passes the beginning on.
                 self._log.critical("{line}", line=line)
             raise self._refusal(line)
+
+    def reload(self) -> None:
+        """Read credentials and certificates again. Connections stay, of those who may."""
+        self._doorkeeper.reload()
+        self._listeners.reload()
 
     async def _resume(self) -> None:
         try:
@@ -219,6 +247,11 @@ class Daemon(Service):
 
     async def _purge_now(self) -> None:
         try:
+            if (moved := self._calendar.step()) != 0.0:
+                self._log.warn(
+                    "the clock was set by {moved} s: what is kept moves along", moved=moved
+                )
+                await self._store.shift(moved)
             await self._desk.keep_house()
         except Exception:
             # The next one may work: nothing may end the purging.
@@ -237,7 +270,7 @@ class Daemon(Service):
     async def _stop(self) -> None:
         Service.stopService(self)
         self._log.info("stopping: the windows in work are finished")
-        await gatherResults([maybeDeferred(port.stopListening) for port in self._ports])
+        await self._listeners.stop()
         self._desk.closing = True
         drained = self._dispatcher.drain()
         deadline = self._reactor.callLater(DRAIN_SECONDS, drained.cancel)
@@ -267,6 +300,7 @@ def make_daemon(settings: Settings, reactor: Any, in_foreground: bool) -> Daemon
     :param in_foreground: whether twistd stays there. Where it forks, its parent waits to be told of
         an error, and it only tells of an :exc:`Exception`.
     """
+    checkers = [_make_checker(description) for description in settings.auth]
     pool = RecognizerPool(
         settings.model,
         str(settings.state / "models"),
@@ -280,7 +314,7 @@ def make_daemon(settings: Settings, reactor: Any, in_foreground: bool) -> Daemon
         state = StateDirectory(settings.state)
         SQLiteStore.prepare(state.path / "transcripts.sqlite")
         refusal = SystemExit if in_foreground else CannotStart
-        daemon = Daemon(settings, reactor, state, pool, refusal)
+        daemon = Daemon(settings, reactor, state, pool, checkers, refusal)
         pool.whenLost = daemon.metrics.restarted
         return daemon
     except StateInUse:
@@ -291,3 +325,25 @@ def make_daemon(settings: Settings, reactor: Any, in_foreground: bool) -> Daemon
         raise SystemExit(
             f"transcribed: cannot use the state directory {settings.state}: {e}"
         ) from e
+
+
+def _make_checker(description: str) -> Any:
+    try:
+        return makeChecker(description)
+    except Exception as e:
+        known = (OSError, ValueError, InvalidAuthArgumentString, InvalidAuthType)
+        if not isinstance(e, known):
+            raise
+        reason = getattr(e, "strerror", None) or str(e)
+        raise SystemExit(f"transcribed: cannot use --auth {description}: {reason}") from e
+
+
+def _bounds(settings: Settings) -> Bounds:
+    return Bounds(
+        settings.max_connections,
+        settings.max_connections_per_address,
+        settings.handshake_seconds,
+        settings.ping_seconds,
+        settings.max_unsent,
+        settings.allow_origin,
+    )

@@ -7,7 +7,6 @@ a fetch that waits lets others pass.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from twisted.internet.defer import Deferred
@@ -15,9 +14,8 @@ from twisted.python.failure import Failure
 
 from transcribed import wire
 from transcribed.conversation import converse
-from transcribed.desk import Desk
 from transcribed.interfaces import ISessionPeer
-from transcribed.requests import Core, send_failure
+from transcribed.requests import Core, Host, send_failure
 
 
 @dataclass(frozen=True)
@@ -29,20 +27,16 @@ class Chunk:
 
 
 class Session:
-    """Takes what a client sends, in order, a request at a time.
+    """Takes what a client sends, in order, a request at a time."""
 
-    :param greeting: makes the answer to ``hello`` for a party.
-    """
-
-    def __init__(
-        self, desk: Desk, peer: ISessionPeer, greeting: Callable[[str], wire.Welcome]
-    ) -> None:
-        self._core = Core(desk, peer, greeting)
+    def __init__(self, host: Host, peer: ISessionPeer) -> None:
+        self._core = Core(host, peer)
         self._machine = converse(self._core)
         self._peer = peer
         self._queue: deque[Chunk | wire.AnyRequest | wire.Unparsable] = deque()
         self._running = False
         self._paused = False
+        self._core.expect_hello()
 
     def text(self, payload: bytes) -> None:
         """A text frame came."""

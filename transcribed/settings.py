@@ -5,13 +5,13 @@ The command line (:mod:`transcribed.tap`) and the configuration file are two way
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transcribed.endpoints import Endpoint, WrongEndpoint
 from transcribed.recognition import DTYPES
 from transcribed.wire import MAX_TTL
 
@@ -112,39 +112,6 @@ def _path(text: object) -> Path:
         raise WrongValue("a path, after ~ no other than a user of this machine") from None
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a port on the address `host`."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.split("%")[0]).is_loopback
-    except ValueError:
-        return False
-
-
-def _endpoint(text: str) -> str:
-    # Twisted's syntax: fields between colons, a backslash before a colon that is none.
-    kind, *fields = re.split(r"(?<!\\):", text)
-    named = dict(field.split("=", 1) for field in fields if "=" in field)
-    plain = [field for field in fields if "=" not in field]
-    if kind in ("tcp", "tcp6"):
-        _whole(named.get("port", plain[0] if plain else ""), 0, 65535)
-        host = named.get("interface", plain[1] if len(plain) > 1 else "").replace("\\", "")
-        if not is_loopback(host):
-            raise WrongValue(
-                "an interface on loopback, such as tcp:6000:interface=127.0.0.1 or "
-                "tcp6:6000:interface=\\:\\:1, as clients need no credentials"
-            )
-    elif kind not in ("unix", "systemd") or not any(fields) or named.get("address") == "":
-        raise WrongValue(
-            "tcp:PORT:interface=127.0.0.1, tcp6:PORT:interface=\\:\\:1, unix:PATH, or systemd:…"
-        )
-    if kind == "unix" and "mode" not in named:
-        # Twisted's own default would let everybody on the machine in.
-        return f"{text}:mode=660"
-    return text
-
-
 def _endpoints(value: object) -> tuple[str, ...]:
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, Iterable):
@@ -152,9 +119,9 @@ def _endpoints(value: object) -> tuple[str, ...]:
     endpoints = []
     for text in texts:
         try:
-            endpoints.append(_endpoint(_string(text)))
-        except WrongValue as e:
-            raise WrongValue(f"tcp with {e}" if "whole" in str(e) else str(e)) from None
+            endpoints.append(Endpoint.parse(_string(text)).text)
+        except WrongEndpoint as e:
+            raise WrongValue(str(e)) from None
     if not endpoints:
         raise WrongValue("at least one endpoint")
     return tuple(endpoints)
@@ -213,7 +180,7 @@ OPTIONS = (
     Option("max-uploads", 2000, "The most recordings that come in at once.", _count(1_000_000)),
     Option("max-queue", 10_000, "The most recordings waiting or in work.", _count(1_000_000)),
     Option("max-queue-seconds", 360_000, "The most audio waiting or in work.", _seconds(10**9)),
-    Option("max-queue-seconds-per-owner", 72_000, "Of that, one owner's.", _seconds(10**9)),
+    Option("max-queue-seconds-per-owner", 86_400, "Of that, one owner's.", _seconds(10**9)),
     Option("disk-quota", 50 * 2**30, "The most bytes of audio and text.", _count(2**60)),
     Option("min-free-disk", 2**28, "Bytes of the disk that stay free.", _bytes),
     Option("max-unsent", 2**24, "The most bytes that wait for a slow client.", _count(2**40)),
@@ -252,3 +219,23 @@ class Settings:
     min_free_disk: int
     max_unsent: int
     max_bad_messages: int
+
+    @classmethod
+    def of(cls, **given: Any) -> Settings:
+        """These, and the defaults of all others."""
+        defaults = {o.key.replace("-", "_"): o.check(o.default) for o in OPTIONS}
+        return cls(**(defaults | given))
+
+    def contradiction(self) -> str | None:
+        """What does not go together, as a sentence; None where all does."""
+        for text in self.listen:
+            endpoint = Endpoint.parse(text)
+            objection = endpoint.objection(endpoint.host, bool(self.auth), self.insecure)
+            if objection is not None:
+                return f"cannot listen on {text}: {objection}"
+        if not self.max_seconds <= self.max_queue_seconds_per_owner <= self.max_queue_seconds:
+            return (
+                "max-seconds cannot be more than max-queue-seconds-per-owner, nor that more than "
+                "max-queue-seconds: the longest recording would never be taken"
+            )
+        return None

@@ -20,14 +20,13 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.threadpool import ThreadPool
 
+from transcribed.disk import RETRY_FULL_DISK, Disk
 from transcribed.errors import Busy
 from transcribed.recognition import StoredWindow, Transcription
 from transcribed.transcript import FINISHED, UNFINISHED, State
 
 T = TypeVar("T")
 
-RETRY_FULL_DISK = 30.0
-"""Seconds after which a client may try again when the disk was full."""
 _SCARCE = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
@@ -65,11 +64,10 @@ class Intake:
         self.key = key
         self.size = 0
         self._spool = spool
+        self._path = spool.audio_path(key)
         self._digest = hashlib.sha256()
         with _disk_errors():
-            self._file = open(  # noqa: SIM115
-                spool.audio_path(key), "xb", buffering=0, opener=_private
-            )
+            self._file = open(self._path, "xb", buffering=0, opener=_private)  # noqa: SIM115
             try:
                 spool.windows_path(key).touch(0o600, exist_ok=False)
             except BaseException:
@@ -77,11 +75,13 @@ class Intake:
                 raise
 
     def write(self, data: bytes) -> None:
-        """Append `data`; raises :exc:`Busy` when the disk is full."""
+        """Append `data`; raises :exc:`Busy` when the disk, or the quota, is full."""
+        self._spool.disk.claim(len(data))
         with _disk_errors():
             written = 0
             while written < len(data):
                 written += self._file.write(memoryview(data)[written:])
+        self._spool.disk.wrote(self._path, len(data))
         self._digest.update(data)
         self.size += len(data)
 
@@ -103,7 +103,8 @@ class Intake:
     def discard(self) -> None:
         """Delete what was written."""
         self._file.close()
-        self._spool.audio_path(self.key).unlink(missing_ok=True)
+        self._spool.disk.deleted(self._path)
+        self._path.unlink(missing_ok=True)
         self._spool.windows_path(self.key).unlink(missing_ok=True)
 
 
@@ -123,12 +124,16 @@ class Spool:
 
     :param directory: is made where it is not there, and readable by its user only.
     :param threads: where the waiting for the disk is done.
+    :ivar disk: how much it may take.
     """
 
     _log = Logger()
 
-    def __init__(self, directory: Path, reactor: IReactorThreads, threads: ThreadPool) -> None:
+    def __init__(
+        self, directory: Path, reactor: IReactorThreads, threads: ThreadPool, disk: Disk
+    ) -> None:
         self.directory = directory
+        self.disk = disk
         self._reactor = reactor
         self._threads = threads
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -137,6 +142,7 @@ class Spool:
         sync_directory(directory.parent)
         # Not directories: lost+found is one where a file system of its own is mounted here.
         self._found = [path for path in directory.iterdir() if not path.is_dir()]
+        disk.open(directory, self._found)
         self._locks: dict[str, DeferredLock] = {}
         self._undeleted: set[Path] = set()
 
@@ -172,7 +178,8 @@ class Spool:
         return self._path(key, WINDOWS)
 
     def take_in(self, key: str) -> Intake:
-        """Start a new recording; raises :exc:`Busy` when the disk is full."""
+        """Start a new recording; raises :exc:`Busy` when the disk, or the quota, is full."""
+        self.disk.claim(0)
         return Intake(self, key)
 
     def recover(self, key: str, size: int) -> Deferred[list[StoredWindow] | None]:
@@ -223,10 +230,14 @@ class Spool:
             if not self.audio_path(key).exists():
                 return False
             path = self._path(key, TEXT)
+            data = msgspec.json.encode(transcription)
             with open(path, "wb", opener=_private) as file:
-                file.write(msgspec.json.encode(transcription))
+                file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+            # Where it is written again, what was there before is written over.
+            self.disk.deleted(path)
+            self.disk.wrote(path, len(data))
             sync_directory(self.directory)
             return True
 
@@ -259,18 +270,21 @@ class Spool:
 
         def work() -> None:
             for path in paths:
-                path.unlink(missing_ok=True)
-                self._undeleted.discard(path)
+                self._delete(path)
 
         return self._inOrder(key, work)
+
+    def _delete(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+        self.disk.deleted(path)
+        self._undeleted.discard(path)
 
     def drop_again(self) -> Deferred[None]:
         """Delete what should have been deleted already and could not be."""
 
         def work() -> None:
             for path in list(self._undeleted):
-                path.unlink(missing_ok=True)
-                self._undeleted.discard(path)
+                self._delete(path)
 
         return self.inThread(work) if self._undeleted else succeed(None)
 
@@ -288,7 +302,7 @@ class Spool:
             for path in found:
                 if live.get(path.stem) not in uses.get(path.suffix, ()):
                     try:
-                        path.unlink(missing_ok=True)
+                        self._delete(path)
                         swept += 1
                     except OSError as e:
                         self._log.error("{path} cannot be deleted: {error}", path=path, error=e)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import tomllib
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +11,6 @@ from twisted.application.service import IService
 from twisted.python import usage
 
 from transcribed.settings import OPTIONS, Settings, WrongValue
-
 
 REPEATED = ("listen", "auth", "allow-origin")
 """Options that may be given several times; in the file they are lists."""
@@ -21,6 +21,7 @@ class Options(usage.Options):
 
     synopsis = "[options]"
     longdesc = "Takes recordings over websockets, and gives their text to both their sides."
+    _flags = [option.key for option in OPTIONS if option.default is False]
     optFlags = [[option.key, None, option.help] for option in OPTIONS if option.default is False]
     optParameters = [
         ["config", "c", None, "A TOML file with the same keys as these options."],
@@ -52,7 +53,7 @@ class Options(usage.Options):
     def postOptions(self) -> None:
         """Put flags, file and defaults together and check every value."""
         given = {key: value for key, value in self.items() if value is not None}
-        for flag, *_ in self.optFlags:
+        for flag in self._flags:
             # What is not given here may be in the file.
             if given.pop(flag):
                 given[flag] = True
@@ -74,6 +75,9 @@ class Options(usage.Options):
                     f"{where} cannot be {_show(value)}: it must be {e}"
                 ) from None
         self.settings = Settings(**values)
+        contradiction = self.settings.contradiction()
+        if contradiction is not None:
+            raise usage.UsageError(contradiction)
 
 
 def _show(value: object) -> str:
@@ -101,10 +105,14 @@ def _read(path: str) -> dict[str, Any]:
 def makeService(options: Options) -> IService:
     """The daemon as a service; ends the program with one line where it cannot be one."""
     # Only now: the reactor is chosen after the options are parsed.
-    from twisted.internet import reactor
+    from twisted.internet import reactor as any_reactor
 
     from transcribed.service import make_daemon
 
+    reactor: Any = any_reactor
+    if not reactor.getDelayedCalls():
+        # Twisted's timers go by the time of day, and would all ring, or none, when that is set.
+        reactor.seconds = time.monotonic
     # twistd forks unless it is told not to; twist, whose options have no such key, never does.
     twistd: Mapping[str, Any] = options.parent or {}
     in_foreground = bool(twistd.get("nodaemon", True))

@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 
 from transcribed.errors import (
     BadAudio,
+    Busy,
     Gone,
     TooLong,
     TranscribedError,
@@ -26,9 +27,12 @@ from transcribed.errors import (
 )
 from transcribed.interfaces import IIntake, IRecognizerPool, ISpool, ITranscriptStore
 from transcribed.job import Job
-from transcribed.scheduler import Scheduler
+from transcribed.scheduler import RETRY_FULL_QUEUE, Scheduler
 from transcribed.transcript import State, Transcript
-from transcribed.wire import MAX_RATE, SAMPLE_BYTES, Submit
+from transcribed.wire import MAX_CHANNELS, MAX_RATE, SAMPLE_BYTES, Submit
+
+RETRY_IDLE = 1.0
+"""Seconds after which a client may send again what had stopped to come in."""
 
 
 @dataclass(frozen=True)
@@ -38,16 +42,23 @@ class Terms:
     :ivar ttl: seconds that a transcript is kept when the client does not say.
     :ivar language: what a recording is transcribed as when the client does not say.
     :ivar max_seconds: the longest recording.
+    :ivar max_bytes: the same in bytes.
+    :ivar max_uploads: the most recordings that come in at once.
+    :ivar idle_seconds: how long an upload may bring nothing.
     """
 
     ttl: float
     language: str
     max_seconds: float
+    max_bytes: int = 2**60
+    max_uploads: int = 2**60
+    idle_seconds: float = 60.0
 
     @property
-    def max_bytes(self) -> int:
-        """The most audio bytes of one recording: the longest in stereo at the highest rate."""
-        return int(self.max_seconds * MAX_RATE) * 2 * SAMPLE_BYTES
+    def most_bytes(self) -> int:
+        """The most bytes of one recording, as both limits have it, whatever its channels."""
+        longest = int(self.max_seconds * MAX_RATE) * MAX_CHANNELS * SAMPLE_BYTES
+        return min(self.max_bytes, longest)
 
 
 class Reception(Protocol):
@@ -95,9 +106,14 @@ class Upload:
         self._frame_bytes = self._draft.channels * SAMPLE_BYTES
         terms = uploads.terms
         frames = int(terms.max_seconds * self._draft.rate)
-        self._limit = min(frames * self._frame_bytes, terms.max_bytes)
+        self._limit = min(frames * self._frame_bytes, terms.most_bytes)
         self._asked = False
         self._is_new = False
+        self._heard = uploads.passed()
+
+    def is_for(self, party: str) -> bool:
+        """Whether `party` is a side of it."""
+        return party in (self._draft.owner, self._draft.receiver)
 
     @property
     def transcript(self) -> Transcript:
@@ -122,6 +138,9 @@ class Upload:
                     f"more audio than {self._limit} bytes, "
                     f"{self._limit / self._frame_bytes / self._draft.rate:g} seconds"
                 )
+            self._heard = self._uploads.passed()
+            frames = (self._intake.size + len(data)) // self._frame_bytes
+            self._uploads.hold(self._job, frames / self._draft.rate)
             self._intake.write(data)
         except BaseException:
             self.discard()
@@ -156,6 +175,13 @@ class Upload:
         """The owner has cancelled it on another connection."""
         self.discard()
         self._refused(Gone("the upload was cancelled"))
+
+    def drop_if_idle(self) -> None:
+        """End it where it has brought nothing for too long."""
+        idle = self._uploads.passed() - self._heard
+        if self.settled is None and idle > self._uploads.terms.idle_seconds:
+            self.discard()
+            self._refused(Busy(f"no audio came for {idle:.0f} s", RETRY_IDLE))
 
     def _end(self) -> None:
         self._over = True
@@ -211,6 +237,7 @@ class Uploads:
         scheduler: Scheduler,
         pool: IRecognizerPool,
         clock: IReactorTime,
+        now: Callable[[], float],
         reception: Reception,
     ) -> None:
         self.terms = terms
@@ -219,11 +246,23 @@ class Uploads:
         self._scheduler = scheduler
         self._pool = pool
         self._clock = clock
+        self.now = now
         self._reception = reception
         self._uploads: dict[tuple[str, str], list[Upload]] = {}
+        self._open = 0
 
-    def now(self) -> float:
-        """The time of day, in seconds since the epoch."""
+    def __len__(self) -> int:
+        """How many there are."""
+        return self._open
+
+    def refusing(self) -> str | None:
+        """Why none would be taken now, whoever sent it; None where one would."""
+        if self._open >= self.terms.max_uploads:
+            return "too many recordings are coming in"
+        return self._scheduler.refusing() or self._spool.disk.refusing()
+
+    def passed(self) -> float:
+        """Seconds, of a clock that is never set."""
         return self._clock.seconds()
 
     def open(
@@ -237,6 +276,8 @@ class Uploads:
         """
         language = request.language or self.terms.language
         self._check_language(language)
+        if self._open >= self.terms.max_uploads:
+            raise Busy("too many recordings are coming in", RETRY_FULL_QUEUE)
         now = self.now()
         draft = Transcript(
             key=uuid.uuid4().hex,
@@ -261,6 +302,7 @@ class Uploads:
             raise
         upload = Upload(self, job, intake, refused)
         self._uploads.setdefault((party, request.id), []).append(upload)
+        self._open += 1
         return upload
 
     def _check_language(self, language: str) -> None:
@@ -272,6 +314,13 @@ class Uploads:
         if language not in known:
             raise Unsupported("the model does not have this language")
 
+    def for_party(self, owner: str, id: str, party: str) -> Transcript | None:
+        """An upload of that name, if `party` is a side of it."""
+        for upload in self._uploads.get((owner, id), ()):
+            if upload.is_for(party):
+                return upload.transcript
+        return None
+
     def named(self, owner: str, id: str) -> list[Upload]:
         """The uploads of that name: more than one where a client sends it again."""
         return list(self._uploads.get((owner, id), ()))
@@ -280,12 +329,20 @@ class Uploads:
         """What `party` is a side of, each name once."""
         for uploads in self._uploads.values():
             for upload in uploads:
-                transcript = upload.transcript
-                if party in (transcript.owner, transcript.receiver):
-                    yield transcript
+                if upload.is_for(party):
+                    yield upload.transcript
                     break
 
+    def drop_idle(self) -> None:
+        """End those that have brought nothing for too long."""
+        for upload in [upload for uploads in self._uploads.values() for upload in uploads]:
+            upload.drop_if_idle()
+
     # For an upload
+
+    def hold(self, job: Job, seconds: float) -> None:
+        """So much is there of an upload; raises :exc:`Busy` where it is too much for the queue."""
+        self._scheduler.hold(job, seconds)
 
     def worth_asking(self, draft: Transcript, frames: int) -> bool:
         """Whether there may be a window to transcribe, and no other upload that brings the same."""
@@ -332,6 +389,7 @@ class Uploads:
         owner, id = job.transcript.owner, job.transcript.id
         uploads = self._uploads[owner, id]
         uploads.remove(upload)
+        self._open -= 1
         if not uploads:
             del self._uploads[owner, id]
         if job.open:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
 from autobahn.websocket.types import ConnectionDeny, ConnectionRequest
@@ -11,6 +13,8 @@ from twisted.internet.interfaces import IDelayedCall, IPushProducer
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from transcribed.addresses import source
+from transcribed.doors import Door
 from transcribed.interfaces import ISessionPeer
 from transcribed.requests import INTERNAL
 from transcribed.session import Session
@@ -18,12 +22,34 @@ from transcribed.wire import MAX_TEXT, SUBPROTOCOL
 
 GOING_AWAY, TOO_BIG, TRY_AGAIN_LATER = 1001, 1009, 1013
 """Close codes of RFC 6455, section 7.4.1, and of its registry at IANA."""
-MAX_UNSENT = 64 * 1024 * 1024
-"""A client that does not read is dropped when so many bytes wait for it."""
-MAX_CONNECTIONS = 10_000
-HANDSHAKE_SECONDS = 10
-PING_SECONDS = 30
-"""So often a client is pinged, and so long it may take to answer."""
+CLOSE_SECONDS = 2
+"""So long a client may take to answer a close, and to hang up."""
+OWN_ORIGINS = tuple(
+    f"{scheme}://{host}:*"
+    for scheme in ("http", "https")
+    for host in ("localhost", "127.0.0.1", "[::1]")
+)
+"""Pages of the very machine that the browser runs on."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What connections are held to.
+
+    :ivar connections: the most of them; beyond it they are closed with 1013.
+    :ivar per_address: the most of one address.
+    :ivar handshake_seconds: how long the websocket's handshake may take.
+    :ivar ping_seconds: how often clients are pinged, and how long they may take to answer.
+    :ivar unsent: a client that does not read is dropped when more bytes wait for it.
+    :ivar origins: of which web sites browsers' pages may connect, besides this machine's.
+    """
+
+    connections: int = 10_000
+    per_address: int = 1000
+    handshake_seconds: float = 10.0
+    ping_seconds: float = 30.0
+    unsent: int = 2**24
+    origins: tuple[str, ...] = ()
 
 
 @implementer(IPushProducer)
@@ -50,11 +76,16 @@ class SessionProtocol(WebSocketServerProtocol, ISessionPeer):  # type: ignore[mi
 
     _log = Logger()
     _session: Session | None = None
+    address: str | None = None
+    bearer: str | None = None
     closeHandshakeTimeoutCall: IDelayedCall | None
     factory: SessionFactory
 
     def onConnect(self, request: ConnectionRequest) -> str | None:
         """Choose the subprotocol, or refuse the handshake."""
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer":
+            self.bearer = token.strip()
         if not request.protocols:
             return None
         if SUBPROTOCOL not in request.protocols:
@@ -70,14 +101,16 @@ class SessionProtocol(WebSocketServerProtocol, ISessionPeer):  # type: ignore[mi
             # The HTTP channel that took the handshake is still the transport's producer.
             self.transport.unregisterProducer()
             self.transport.registerProducer(self._backlog, True)
+            self.address = source(self.transport.getPeer())
+            if isinstance(self.transport, Door):
+                self.transport.opened()
             if self.factory.closing:
                 self.close(GOING_AWAY, "the daemon is shutting down")
-                return
-            if len(self.factory.connections) >= self.factory.max_connections:
-                self.close(TRY_AGAIN_LATER, "too many connections")
-                return
-            self.factory.connections.add(self)
-            self._session = self.factory.make_session(self)
+            elif (reason := self.factory.full(self.address)) is not None:
+                self.close(TRY_AGAIN_LATER, reason)
+            else:
+                self.factory.add(self)
+                self._session = self.factory.make_session(self)
         except Exception:
             self._log.failure("a connection could not be opened")
             self.close(INTERNAL, "internal error")
@@ -121,7 +154,7 @@ class SessionProtocol(WebSocketServerProtocol, ISessionPeer):  # type: ignore[mi
         if timeout is not None:
             timeout.cancel()
         if self in self.factory.connections:
-            self.factory.connections.remove(self)
+            self.factory.remove(self)
             self.gone.callback(None)
         session, self._session = self._session, None
         if session is not None:
@@ -133,7 +166,7 @@ class SessionProtocol(WebSocketServerProtocol, ISessionPeer):  # type: ignore[mi
             return
         if self._backlog.full:
             self._backlog.unsent += len(payload)
-            if self._backlog.unsent > MAX_UNSENT:
+            if self._backlog.unsent > self.factory.bounds.unsent:
                 self._log.warn("{peer} does not read: dropped", peer=self.peer)
                 self.dropConnection(abort=True)
                 return
@@ -159,6 +192,7 @@ class SessionFactory(WebSocketServerFactory):  # type: ignore[misc]
     """Makes connections.
 
     :ivar connections: those that are open.
+    :ivar total: how many there have been.
     :ivar closing: whether the daemon stops.
     :ivar make_session: makes the session for one.
     """
@@ -168,31 +202,51 @@ class SessionFactory(WebSocketServerFactory):  # type: ignore[misc]
     def __init__(
         self,
         make_session: Callable[[ISessionPeer], Session],
-        max_connections: int = MAX_CONNECTIONS,
+        bounds: Bounds = Bounds(),
     ) -> None:
         # The port is not known here and only matters for the Origin of browsers.
         super().__init__(protocols=[SUBPROTOCOL], server="transcribed")
         self.make_session = make_session
-        self.max_connections = max_connections
+        self.bounds = bounds
         self.closing = False
+        self.total = 0
         self.connections: set[SessionProtocol] = set()
+        self._of_address: Counter[str] = Counter()
         self.setProtocolOptions(
             failByDrop=False,
             webStatus=False,
-            openHandshakeTimeout=HANDSHAKE_SECONDS,
-            closeHandshakeTimeout=2,
-            autoPingInterval=PING_SECONDS,
-            autoPingTimeout=PING_SECONDS,
+            openHandshakeTimeout=bounds.handshake_seconds,
+            closeHandshakeTimeout=CLOSE_SECONDS,
+            autoPingInterval=bounds.ping_seconds,
+            autoPingTimeout=bounds.ping_seconds,
             tcpNoDelay=True,
-            # Browsers say which page asks, and while clients need no credentials, any page that is
-            # open on this machine could ask. Other programs mostly send no Origin.
-            allowedOrigins=[
-                f"{scheme}://{host}:*"
-                for scheme in ("http", "https")
-                for host in ("localhost", "127.0.0.1", "[::1]")
-            ],
+            # Browsers say which page asks. Other programs mostly send no Origin.
+            allowedOrigins=[*OWN_ORIGINS, *map(_with_port, bounds.origins)],
             allowNullOrigin=False,
         )
+
+    def full(self, address: str | None) -> str | None:
+        """Why no connection from there can be had; None where one can."""
+        if len(self.connections) >= self.bounds.connections:
+            return "too many connections"
+        if address is not None and self._of_address[address] >= self.bounds.per_address:
+            return "too many connections from your address"
+        return None
+
+    def add(self, connection: SessionProtocol) -> None:
+        """One has opened."""
+        self.connections.add(connection)
+        self.total += 1
+        if connection.address is not None:
+            self._of_address[connection.address] += 1
+
+    def remove(self, connection: SessionProtocol) -> None:
+        """One is gone."""
+        self.connections.remove(connection)
+        if connection.address is not None:
+            self._of_address[connection.address] -= 1
+            if not self._of_address[connection.address]:
+                del self._of_address[connection.address]
 
     def close_all(self) -> Deferred[None]:
         """The daemon stops: say so to every client; fires when all have gone, or were dropped."""
@@ -204,3 +258,11 @@ class SessionFactory(WebSocketServerFactory):  # type: ignore[misc]
             lambda _: None
         )
         return gone
+
+
+def _with_port(origin: str) -> str:
+    scheme, _, rest = origin.partition("://")
+    _, colon, port = rest.rpartition(":")
+    if colon and port.isdecimal():
+        return origin
+    return f"{origin}:{443 if scheme == 'https' else 80}"

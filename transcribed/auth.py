@@ -1,0 +1,277 @@
+"""Who may come in: a portal of :mod:`twisted.cred` whose avatars are parties, slow to guessers.
+
+Without any checker everybody is who they say; see :mod:`transcribed.endpoints` for where that is
+listened on.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
+
+from twisted.cred.checkers import ICredentialsChecker
+from twisted.cred.error import LoginFailed, UnhandledCredentials
+from twisted.cred.portal import IRealm, Portal
+from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+from zope.interface import Attribute, Interface, implementer
+
+from transcribed.credentials import (
+    Bearer,
+    Claim,
+    IBearerToken,
+    IClaim,
+    Identity,
+    IReloads,
+    IRemembers,
+    PartyAndToken,
+)
+from transcribed.errors import Unauthenticated
+
+FIRST_WAIT, LONGEST_WAIT = 0.25, 8.0
+"""Seconds that the next try from an address waits after a wrong one, doubled by each more."""
+FORGIVEN = 600.0
+"""Seconds after its last wrong try at which an address is like any other again."""
+MOST_ADDRESSES = 10_000
+"""So many addresses with wrong tries are remembered, the latest ones."""
+LONGEST_TIMER = 86400.0
+
+
+class IParty(Interface):
+    """An avatar: a party that has come in."""
+
+    name = Attribute("Who it is.")
+
+
+class Mind(Protocol):
+    """The client's side of an avatar."""
+
+    def dismiss(self, reason: str) -> None:
+        """Its credentials are good no more: end its connection."""
+
+
+@implementer(IParty)
+class Party:
+    """A party on one connection.
+
+    :ivar name: who it is.
+    :ivar identity: how that was found out.
+    """
+
+    def __init__(self, identity: Identity, mind: Mind) -> None:
+        self.name = identity.party
+        self.identity = identity
+        self.mind = mind
+        self.timer: IDelayedCall | None = None
+
+
+@implementer(IRealm)
+class Parties:
+    """The realm: all parties that are in.
+
+    :param clock: for timers.
+    :param now: the time of day, in seconds since the epoch.
+    """
+
+    def __init__(self, clock: IReactorTime, now: Callable[[], float]) -> None:
+        self._clock = clock
+        self._now = now
+        self._inside: set[Party] = set()
+
+    def __len__(self) -> int:
+        """How many avatars there are."""
+        return len(self._inside)
+
+    def requestAvatar(
+        self, avatarId: Any, mind: Any, *interfaces: type[Interface]
+    ) -> tuple[type[Interface], Party, Callable[[], None]]:
+        """Let a party in; see :class:`twisted.cred.portal.IRealm`."""
+        if IParty not in interfaces:
+            raise NotImplementedError
+        # Twisted's own checkers answer with a name in bytes.
+        identity = avatarId if isinstance(avatarId, Identity) else Identity(_name(avatarId))
+        party = Party(identity, mind)
+        self._inside.add(party)
+        if identity.until is not None:
+            self._watch(party)
+        return IParty, party, lambda: self._leave(party)
+
+    def _watch(self, party: Party) -> None:
+        """End it when its credentials do."""
+        party.timer = None
+        left = (party.identity.until or 0.0) - self._now()
+        if left <= 0:
+            self._dismiss(party, "the credentials have expired")
+        else:
+            # Not for ever: the time of day may be set.
+            party.timer = self._clock.callLater(min(left, LONGEST_TIMER), self._watch, party)
+
+    def _leave(self, party: Party) -> None:
+        self._inside.discard(party)
+        if party.timer is not None:
+            party.timer.cancel()
+            party.timer = None
+
+    def _dismiss(self, party: Party, reason: str) -> None:
+        self._leave(party)
+        party.mind.dismiss(reason)
+
+    def review(self) -> int:
+        """Dismiss those whose credentials are good no more; answers how many."""
+        gone = [party for party in self._inside if not party.identity.good()]
+        for party in gone:
+            self._dismiss(party, "the credentials were revoked")
+        return len(gone)
+
+
+def _name(avatar_id: object) -> str:
+    return avatar_id.decode("utf-8") if isinstance(avatar_id, bytes) else str(avatar_id)
+
+
+@implementer(ICredentialsChecker)
+class Trusting:
+    """Everybody is who they say."""
+
+    credentialInterfaces = (IClaim,)
+
+    def requestAvatarId(self, credentials: Any) -> Deferred[Any]:
+        """Who the client says it is; fails with :exc:`LoginFailed` where it does not."""
+        claim = credentials.claim()
+        return fail(LoginFailed()) if claim is None else succeed(Identity(claim))
+
+
+@implementer(ICredentialsChecker)
+class AnyOf:
+    """Several checkers: who is known to one of them is known."""
+
+    def __init__(self, checkers: Sequence[Any]) -> None:
+        self._checkers = checkers
+        self.credentialInterfaces = tuple(
+            {each for checker in checkers for each in checker.credentialInterfaces}
+        )
+
+    def requestAvatarId(self, credentials: Any) -> Deferred[Any]:
+        """What the first that knows them finds; fails with :exc:`LoginFailed` where none does."""
+        return Deferred.fromCoroutine(self._ask(credentials))
+
+    async def _ask(self, credentials: Any) -> object:
+        for checker in self._checkers:
+            if any(each.providedBy(credentials) for each in checker.credentialInterfaces):
+                try:
+                    return await maybeDeferred(checker.requestAvatarId, credentials)
+                except LoginFailed:
+                    continue
+        raise LoginFailed
+
+
+class _Suspects:
+    """Addresses that wrong credentials came from, and how long they have to wait."""
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self._clock = clock
+        self._wrong: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        self._turn: dict[str, float] = {}
+
+    def wait(self, address: str) -> float | None:
+        """Seconds until it is this try's turn; None where too many are waiting already."""
+        now = self._clock.seconds()
+        wrong, last = self._wrong.get(address, (0, 0.0))
+        if not wrong or now - last > FORGIVEN:
+            return 0.0
+        turn: float = max(now, self._turn.get(address, now))
+        if turn - now > LONGEST_WAIT:
+            return None
+        pause: float = min(FIRST_WAIT * 2 ** min(wrong - 1, 16), LONGEST_WAIT)
+        self._turn[address] = turn + pause
+        return turn + pause - now
+
+    def was_wrong(self, address: str) -> None:
+        """Wrong credentials came from there."""
+        now = self._clock.seconds()
+        wrong, last = self._wrong.pop(address, (0, now))
+        self._wrong[address] = (1 if now - last > FORGIVEN else wrong + 1, now)
+        while len(self._wrong) > MOST_ADDRESSES:
+            self._turn.pop(self._wrong.popitem(last=False)[0], None)
+
+
+Admission = tuple[Party, Callable[[], None]]
+
+
+class Doorkeeper:
+    """Lets parties in.
+
+    :param checkers: who knows tokens; without any, everybody is who they say.
+    :param clock: for timers.
+    :param now: the time of day, in seconds since the epoch.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self, checkers: Iterable[Any], clock: IReactorTime, now: Callable[[], float]
+    ) -> None:
+        self._checkers = list(checkers)
+        self._clock = clock
+        self._suspects = _Suspects(clock)
+        self.parties = Parties(clock, now)
+        checker = AnyOf(self._checkers) if self._checkers else Trusting()
+        self._portal = Portal(self.parties, [checker])
+
+    async def admit(
+        self, address: str | None, party: str | None, token: str | None, mind: Mind
+    ) -> Admission:
+        """Let a client in; answers with its avatar, and what to call when it leaves.
+
+        Wrong credentials make the next try from the same address wait, right or wrong, unless its
+        credentials were found good before.
+
+        :param address: where it is, see :func:`transcribed.addresses.source`.
+        :param party: who it says it is, if it does.
+
+        Raises :exc:`Unauthenticated`.
+        """
+        credentials = self._credentials(party, token)
+        place = address or "this machine"
+        if self._checkers and not self._remembered(credentials):
+            wait = self._suspects.wait(place)
+            if wait is None:
+                raise Unauthenticated("too many wrong credentials came from your address")
+            if wait:
+                await deferLater(self._clock, wait)
+        try:
+            avatar: Any
+            _, avatar, leave = await self._portal.login(credentials, mind, IParty)
+        except (LoginFailed, UnhandledCredentials, UnicodeDecodeError):
+            self._suspects.was_wrong(place)
+            self._log.info("wrong credentials from {place}", place=place)
+            raise Unauthenticated("the credentials are wrong") from None
+        return avatar, leave
+
+    def _credentials(self, party: str | None, token: str | None) -> Claim | Bearer:
+        if not self._checkers:
+            if party is None:
+                raise Unauthenticated("hello must name the party")
+            return Claim(party)
+        if not token:
+            raise Unauthenticated("a token is needed")
+        return Bearer(token, None) if party is None else PartyAndToken(token, party)
+
+    def _remembered(self, credentials: object) -> bool:
+        return IBearerToken.providedBy(credentials) and any(
+            IRemembers.providedBy(checker) and checker.remembers(credentials)
+            for checker in self._checkers
+        )
+
+    def reload(self) -> None:
+        """Read the checkers' files again, and dismiss whose credentials are good no more."""
+        for checker in self._checkers:
+            if IReloads.providedBy(checker):
+                try:
+                    checker.reload()
+                except (OSError, ValueError) as e:
+                    self._log.error("credentials are as before: {error}", error=e)
+        dismissed = self.parties.review()
+        self._log.info("credentials were read again, {count} dismissed", count=dismissed)

@@ -1,0 +1,108 @@
+"""What every TCP connection is held to before it is a websocket: how many, and for how long.
+
+A websocket too many is told so (1013). What does not even get that far, or does not want to be one,
+is cut off without a word.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from twisted.internet.interfaces import IDelayedCall, IProtocolFactory, IReactorTime
+from twisted.internet.protocol import connectionDone
+from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
+from twisted.python.failure import Failure
+
+from transcribed.addresses import source
+
+SPARE = 100
+"""So many connections there may be besides websockets: handshakes, probes, refusals."""
+
+
+class Door(ProtocolWrapper):
+    """One TCP connection; whatever is spoken over it is inside."""
+
+    factory: Doors
+    transport: Any
+    address: str | None = None
+    _counted = False
+    _deadline: IDelayedCall | None = None
+
+    def makeConnection(self, transport: Any) -> None:
+        """It is there; see :class:`twisted.internet.interfaces.IProtocol`."""
+        self.address = source(transport.getPeer())
+        if not self.factory.enter(self.address):
+            transport.abortConnection()
+            return
+        self._counted = True
+        self._deadline = self.factory.clock.callLater(self.factory.seconds, self._late)
+        super().makeConnection(transport)  # type: ignore[no-untyped-call]
+
+    def _late(self) -> None:
+        self._deadline = None
+        self.transport.abortConnection()
+
+    def opened(self) -> None:
+        """It is a websocket now, and may stay."""
+        deadline, self._deadline = self._deadline, None
+        if deadline is not None:
+            deadline.cancel()
+
+    def dataReceived(self, data: bytes) -> None:
+        """Bytes came."""
+        if self._counted:
+            super().dataReceived(data)  # type: ignore[no-untyped-call]
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """It is gone."""
+        if self._counted:
+            self._counted = False
+            self.opened()
+            self.factory.leave(self.address)
+            super().connectionLost(reason)  # type: ignore[no-untyped-call]
+
+
+class Doors(WrappingFactory[Door]):
+    """Lets TCP connections in to a site.
+
+    :param seconds: so long one may last that is no websocket: each HTTP request and the handshake,
+        TLS included.
+    :param connections: the most websockets.
+    :param per_address: the most of one address.
+    """
+
+    protocol = Door
+    noisy = False
+
+    def __init__(
+        self,
+        site: IProtocolFactory,
+        clock: IReactorTime,
+        seconds: float,
+        connections: int,
+        per_address: int,
+    ) -> None:
+        super().__init__(site)  # type: ignore[no-untyped-call]
+        self.clock = clock
+        self.seconds = seconds
+        self._most = connections + SPARE
+        self._most_of_address = per_address + SPARE
+        self._of_address: Counter[str] = Counter()
+
+    def enter(self, address: str | None) -> bool:
+        """One more, if there is room; answers whether there was."""
+        if len(self.protocols) >= self._most:
+            return False
+        if address is not None:
+            if self._of_address[address] >= self._most_of_address:
+                return False
+            self._of_address[address] += 1
+        return True
+
+    def leave(self, address: str | None) -> None:
+        """One less."""
+        if address is not None:
+            self._of_address[address] -= 1
+            if not self._of_address[address]:
+                del self._of_address[address]

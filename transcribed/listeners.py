@@ -1,0 +1,81 @@
+"""The ports that the daemon listens on, and their certificates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from transcribed.endpoints import Certificate, Endpoint, make
+
+
+class Listeners:
+    """Listens for connections.
+
+    :param factory: serves them.
+    :param has_auth: whether clients need credentials.
+    :param insecure: whether these may cross the network in the clear.
+    :ivar ports: where it is listened on.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self, reactor: Any, factory: IProtocolFactory, has_auth: bool, insecure: bool
+    ) -> None:
+        self._reactor = reactor
+        self._factory = factory
+        self._has_auth = has_auth
+        self._insecure = insecure
+        self._certificates: list[Certificate] = []
+        self.ports: list[IListeningPort] = []
+
+    def listen(self, text: str) -> str | None:
+        """Listen on an endpoint; answers why not, where it cannot be."""
+        endpoint = Endpoint.parse(text)
+        failures: list[Failure] = []
+
+        def listen() -> Deferred[IListeningPort]:
+            made, certificate = make(endpoint, self._reactor)
+            if certificate is not None:
+                self._certificates.append(certificate)
+            listening: Deferred[IListeningPort] = made.listen(self._factory)
+            return listening
+
+        # maybeDeferred: what is wrong with the description itself is raised at once.
+        maybeDeferred(listen).addCallbacks(self.ports.append, failures.append)
+        if failures:
+            return _reason(failures[0].value)
+        # Of a socket of systemd's, only now it is known who can reach it.
+        host = getattr(self.ports[-1].getHost(), "host", None)
+        return endpoint.objection(host, self._has_auth, self._insecure)
+
+    def reload(self) -> None:
+        """Read the certificates again, for new connections; what is not good is not taken."""
+        for certificate in self._certificates:
+            try:
+                certificate.reload()
+            except Exception as e:
+                self._log.error("a certificate is as before: {reason}", reason=_reason(e))
+            else:
+                self._log.info("a certificate was read again")
+
+    def stop(self) -> Deferred[None]:
+        """Listen no more; fires when that is so."""
+        stopped = gatherResults([maybeDeferred(port.stopListening) for port in self.ports])
+        return stopped.addCallback(lambda _: None)
+
+
+def _reason(error: Any) -> str:
+    cause: Any = error.socketError if isinstance(error, CannotListenError) else error
+    if isinstance(cause, OSError) and cause.strerror:
+        return f"{cause.filename}: {cause.strerror}" if cause.filename else cause.strerror
+    try:
+        # OpenSSL's queue of (library, function, reason).
+        return ", ".join(entry[2] for entry in cause.args[0])
+    except (IndexError, TypeError):
+        return str(cause) or type(cause).__name__

@@ -25,12 +25,20 @@ class DaemonProcess(ProcessProtocol):
     :ivar endpoint: where it listens, for clients.
     :ivar log: all that it has written.
     :ivar ended: fires with its exit code, None where a signal ended it.
+
+    :param logger: what makes its log; by default twistd's own.
     """
 
     transport: Any
 
     def __init__(
-        self, reactor: Any, state: Path, *options: str, listen: bool = True, twist: bool = False
+        self,
+        reactor: Any,
+        state: Path,
+        *options: str,
+        listen: bool = True,
+        twist: bool = False,
+        logger: str | None = None,
     ) -> None:
         self.log = ""
         self.ended: Deferred[int | None] = Deferred()
@@ -42,6 +50,8 @@ class DaemonProcess(ProcessProtocol):
         if listen:
             options = (*options, "--listen", self.endpoint)
         twistd = [str(Path(sys.executable).with_name("twistd")), "-n", "--pidfile="]
+        if logger is not None:
+            twistd += ["--logger", logger]
         program = [sys.executable, "-m", "twisted"] if twist else [sys.executable, *twistd]
         self.transport = reactor.spawnProcess(
             self,

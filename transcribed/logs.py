@@ -60,8 +60,9 @@ def as_plain(event: LogEvent) -> dict[str, Any]:
     for name, value in _fields(event):
         if _is_plain(value):
             plain.setdefault(name, value)
-    if "log_failure" in event:
-        plain["traceback"] = event["log_failure"].getTraceback()
+    failure = event.get("log_failure", event.get("failure"))
+    if failure is not None:
+        plain["traceback"] = failure.getTraceback()
     return plain
 
 

@@ -117,6 +117,38 @@ def _change(change: Callable[[Path], _T], file: str) -> _T:
         raise SystemExit(UNREADABLE) from e
 
 
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@_as_the_daemon_s("state")
+def backup(file: Path, state: Path) -> None:
+    """Write all that must survive into FILE, a tar file, while the daemon goes on.
+
+    To restore it, unpack it into a new directory and start a daemon with that for its --state. It
+    holds voices and texts, and they stay in it when the daemon deletes them: keep it as safe as
+    they are to be, and delete it in time.
+    """
+    import signal
+    import sqlite3
+
+    from transcribed.backup import BackupFailed, NoState, back_up
+
+    # Not even then half of a backup may stay behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        made = back_up(state, file)
+    except KeyboardInterrupt:
+        raise SystemExit(INTERRUPTED) from None
+    except (BackupFailed, OSError, sqlite3.Error) as e:
+        reason: object = e
+        if isinstance(e, OSError) and e.strerror:
+            reason = f"{e.strerror}: {e.filename}" if e.filename else e.strerror
+        complain(f"there is no backup: {reason}")
+        raise SystemExit(UNREADABLE if isinstance(e, NoState) else UNFORESEEN) from e
+    for name in made.lost:
+        complain(f"warning: the state directory itself has lost the audio or text of {name}")
+    print(f"{file}: {made.transcripts} transcripts, {made.size} bytes", flush=True)
+
+
 class Refused(Exception):
     """A command cannot do what it was asked; with its exit status, of :mod:`transcribed.task`."""
 

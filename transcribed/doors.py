@@ -23,7 +23,7 @@ SPARE = 100
 class Door(ProtocolWrapper):
     """One TCP connection; whatever is spoken over it is inside."""
 
-    factory: Doors
+    factory: _DoorFactory
     transport: Any
     address: str | None = None
     _counted = False
@@ -32,11 +32,12 @@ class Door(ProtocolWrapper):
     def makeConnection(self, transport: Any) -> None:
         """It is there; see :class:`twisted.internet.interfaces.IProtocol`."""
         self.address = source(transport.getPeer())
-        if not self.factory.enter(self.address):
+        if not self.factory.doors.enter(self.address):
             transport.abortConnection()
             return
         self._counted = True
-        self._deadline = self.factory.clock.callLater(self.factory.seconds, self._late)
+        doors = self.factory.doors
+        self._deadline = doors.clock.callLater(doors.seconds, self._late)
         super().makeConnection(transport)  # type: ignore[no-untyped-call]
 
     def _late(self) -> None:
@@ -59,12 +60,23 @@ class Door(ProtocolWrapper):
         if self._counted:
             self._counted = False
             self.opened()
-            self.factory.leave(self.address)
+            self.factory.doors.leave(self.address)
             super().connectionLost(reason)  # type: ignore[no-untyped-call]
 
 
-class Doors(WrappingFactory[Door]):
-    """Lets TCP connections in to a site.
+class _DoorFactory(WrappingFactory[Door]):
+    """Makes doors, of one port."""
+
+    protocol = Door
+    noisy = False
+
+    def __init__(self, factory: IProtocolFactory, doors: Doors) -> None:
+        super().__init__(factory)  # type: ignore[no-untyped-call]
+        self.doors = doors
+
+
+class Doors:
+    """How many TCP connections there are, through all ports.
 
     :param seconds: so long one may last that is no websocket: each HTTP request and the handshake,
         TLS included.
@@ -72,36 +84,34 @@ class Doors(WrappingFactory[Door]):
     :param per_address: the most of one address.
     """
 
-    protocol = Door
-    noisy = False
-
     def __init__(
-        self,
-        site: IProtocolFactory,
-        clock: IReactorTime,
-        seconds: float,
-        connections: int,
-        per_address: int,
+        self, clock: IReactorTime, seconds: float, connections: int, per_address: int
     ) -> None:
-        super().__init__(site)  # type: ignore[no-untyped-call]
         self.clock = clock
         self.seconds = seconds
         self._most = connections + SPARE
         self._most_of_address = per_address + SPARE
+        self._inside = 0
         self._of_address: Counter[str] = Counter()
+
+    def wrap(self, factory: IProtocolFactory) -> IProtocolFactory:
+        """Have what `factory` makes behind these doors."""
+        return _DoorFactory(factory, self)
 
     def enter(self, address: str | None) -> bool:
         """One more, if there is room; answers whether there was."""
-        if len(self.protocols) >= self._most:
+        if self._inside >= self._most:
             return False
         if address is not None:
             if self._of_address[address] >= self._most_of_address:
                 return False
             self._of_address[address] += 1
+        self._inside += 1
         return True
 
     def leave(self, address: str | None) -> None:
         """One less."""
+        self._inside -= 1
         if address is not None:
             self._of_address[address] -= 1
             if not self._of_address[address]:

@@ -1,14 +1,12 @@
-"""Where the daemon listens: Twisted's endpoint strings, held to who may reach them; and TLS.
+"""Where the daemon may listen: Twisted's endpoint strings, and who would reach them.
 
-Imports nothing that imports a reactor, but in :class:`Certificate` and :func:`make`.
+Pure; :mod:`transcribed.listeners` does listen.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from transcribed.addresses import is_loopback
 
@@ -90,80 +88,3 @@ class Endpoint:
                 "something else encrypts"
             )
         return None
-
-
-class Certificate:
-    """A TLS server's key and certificates, which may be read again: for connections from then on.
-
-    TLS 1.2 or newer. Raises :exc:`OSError`, :exc:`ValueError` or :exc:`OpenSSL.SSL.Error`.
-    """
-
-    def __init__(self, named: dict[str, str]) -> None:
-        key = Path(named["privateKey"]).expanduser()
-        self._key = key
-        self._certificate = Path(named["certKey"]).expanduser() if "certKey" in named else key
-        chain = named.get("extraCertChain")
-        self._chain = Path(chain).expanduser() if chain else None
-        self.reload()
-
-    def reload(self) -> None:
-        """Read the files again; keeps to what it had where they are not good. Raises as above."""
-        from OpenSSL import crypto
-        from twisted.internet import ssl
-
-        pem = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
-        found = pem.findall(self._certificate.read_bytes())
-        if not found:
-            raise ValueError(f"there is no certificate in {self._certificate}")
-        chain = found[1:] + (pem.findall(self._chain.read_bytes()) if self._chain else [])
-        options = ssl.CertificateOptions(
-            privateKey=crypto.load_privatekey(crypto.FILETYPE_PEM, self._key.read_bytes()),
-            certificate=ssl.Certificate.loadPEM(found[0]).original,
-            extraCertChain=[ssl.Certificate.loadPEM(each).original for each in chain],
-            raiseMinimumTo=ssl.TLSVersion.TLSv1_2,
-        )
-        # Finds out here, and not at the first client, whether they belong together.
-        context = options.getContext()
-        context.check_privatekey()
-        self._context = context
-
-    def connection(self) -> Any:
-        """OpenSSL's side of a new connection."""
-        from OpenSSL.SSL import Connection
-
-        return Connection(self._context, None)
-
-
-def make(endpoint: Endpoint, reactor: Any) -> tuple[Any, Certificate | None]:
-    """What Twisted listens on, and its certificate where it has one.
-
-    Raises :exc:`ValueError` and the like for what is wrong with it.
-    """
-    from twisted.internet.endpoints import (
-        TCP4ServerEndpoint,
-        TCP6ServerEndpoint,
-        serverFromString,
-        wrapServerTLS,
-    )
-    from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
-    from zope.interface import implementer
-
-    if not endpoint.tls:
-        return serverFromString(reactor, endpoint.text), None
-
-    (_, *plain), named = fields(endpoint.text)
-    certificate = Certificate(named)
-
-    @implementer(IOpenSSLServerConnectionCreator)
-    class Creator:
-        def serverConnectionForTLS(self, protocol: object) -> Any:
-            return certificate.connection()
-
-    host = named.get("interface", "")
-    tcp = (TCP6ServerEndpoint if ":" in host else TCP4ServerEndpoint)(
-        reactor,
-        int(named.get("port", plain[0] if plain else "")),
-        int(named.get("backlog", "1024")),
-        host,
-    )
-    return wrapServerTLS(Creator(), tcp), certificate

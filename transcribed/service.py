@@ -141,14 +141,14 @@ class Daemon(Service):
             settings.max_bad_messages,
             self.metrics.refused,
         )
+        site = make_site(self._sessions, probe, self.metrics.encode)
         doors = Doors(
-            make_site(self._sessions, probe, self.metrics.encode),
             reactor,
             settings.handshake_seconds,
             settings.max_connections,
             settings.max_connections_per_address,
         )
-        self._listeners = Listeners(reactor, doors, bool(checkers), settings.insecure)
+        self._listeners = Listeners(reactor, site, doors, bool(checkers), settings.insecure)
         self._purging = LoopingCall(self._purge)
         self._purging.clock = reactor
         self._announced = False

@@ -14,7 +14,6 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from transcribed.addresses import source
-from transcribed.doors import Door
 from transcribed.interfaces import ISessionPeer
 from transcribed.requests import INTERNAL
 from transcribed.session import Session
@@ -102,8 +101,9 @@ class SessionProtocol(WebSocketServerProtocol, ISessionPeer):  # type: ignore[mi
             self.transport.unregisterProducer()
             self.transport.registerProducer(self._backlog, True)
             self.address = source(self.transport.getPeer())
-            if isinstance(self.transport, Door):
-                self.transport.opened()
+            if (opened := getattr(self.transport, "opened", None)) is not None:
+                # It is behind a door, and may stay.
+                opened()
             if self.factory.closing:
                 self.close(GOING_AWAY, "the daemon is shutting down")
             elif (reason := self.factory.full(self.address)) is not None:

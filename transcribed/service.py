@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import resource
 import signal
 import sqlite3
 import threading
@@ -49,6 +50,8 @@ DRAIN_SECONDS = 30.0
 SETTLE_SECONDS = 5.0
 """So long it may take then to send the texts that clients wait for."""
 DISK_THREADS = 4
+SPARE_FILES = 1000
+"""Files that are open besides connections and uploads, with some to spare."""
 
 
 class StateDirectory:
@@ -189,6 +192,7 @@ class Daemon(Service):
     def startService(self) -> None:
         """Listen, then take up what an earlier daemon left, and load the model meanwhile."""
         Service.startService(self)
+        self._allow_files(self._settings.max_connections + self._settings.max_uploads)
         if threading.current_thread() is threading.main_thread():
             # Whose default action would end the daemon.
             signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self.reload))
@@ -205,6 +209,21 @@ class Daemon(Service):
             model=self._settings.model,
         )
         Deferred.fromCoroutine(self._resume())
+
+    def _allow_files(self, wanted: int) -> None:
+        """Have as many files open as there may be connections and uploads."""
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted += SPARE_FILES
+        if soft < wanted:
+            most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+            if most < wanted:
+                self._log.warn(
+                    "only {most} files may be open, and {wanted} are needed for max-connections "
+                    "and max-uploads: raise the limit (ulimit -n, LimitNOFILE=)",
+                    most=most,
+                    wanted=wanted,
+                )
 
     def _listen(self, description: str) -> None:
         reason = self._listeners.listen(description)
@@ -335,6 +354,8 @@ def _make_checker(description: str) -> Any:
         if not isinstance(e, known):
             raise
         reason = getattr(e, "strerror", None) or str(e)
+        if isinstance(e, InvalidAuthType):
+            reason = "there is no such kind; tokens:FILE and jwt:FILE are ours"
         raise SystemExit(f"transcribed: cannot use --auth {description}: {reason}") from e
 
 

@@ -30,8 +30,7 @@ from transcribed.credentials import IBearerToken, Identity, IReloads, IRemembers
 LOG_N, R, P = 13, 8, 1
 """The cost of the hash, as in RFC 7914: 8 MiB, some 20 ms. The secret cannot be guessed anyway."""
 SECRET_BYTES, ID_BYTES, SALT_BYTES, HASH_BYTES = 32, 9, 16, 32
-MAX_TOKEN = 1024
-"""Longer ones are none of ours: they are not hashed."""
+_TOKEN = re.compile(r"([\w-]{1,64})\.([\w-]{1,128})", re.ASCII)
 _LINE = re.compile(r"([\w-]+) scrypt\$(\d+)\$(\d+)\$(\d+)\$([\w-]+)\$([\w-]+) (.{1,128})")
 _PARTY = re.compile(r"[^\x00-\x1f\x7f-\x9f]{1,128}")
 
@@ -211,9 +210,16 @@ class TokenChecker:
                 del self._seen[id]
         self._entries = entries
 
-    def _find(self, credentials: Any) -> tuple[Entry, str, bool]:
-        """The line to compare with, the secret, and whether they may be a match at all."""
-        id, _, secret = credentials.token()[:MAX_TOKEN].partition(".")
+    def _find(self, credentials: Any) -> tuple[Entry, str, bool] | None:
+        """The line to compare with, the secret, and whether they may be a match at all.
+
+        None for what does not look like a token of ours.
+        """
+        match = _TOKEN.fullmatch(credentials.token())
+        if match is None:
+            # None of ours, e.g. a JSON web token: nothing is hashed for it.
+            return None
+        id, secret = match.groups()
         entry = self._entries.get(id)
         if entry is None:
             return self._nobody, secret, False
@@ -224,17 +230,21 @@ class TokenChecker:
 
     def remembers(self, credentials: object) -> bool:
         """Whether this token was found good before; see :class:`IRemembers`."""
-        entry, secret, possible = self._find(credentials)
+        found = self._find(credentials)
+        if found is None:
+            return False
+        entry, secret, possible = found
         seen = self._seen.get(entry.id, b"")
         return compare_digest(seen, self._digest(secret)) and possible
 
     def requestAvatarId(self, credentials: Any) -> Deferred[Any]:
         """Whose it is; fails with :exc:`UnauthorizedLogin`."""
-        entry, secret, possible = self._find(credentials)
+        found = self._find(credentials)
+        if found is None:
+            return fail(UnauthorizedLogin())
+        entry, secret, possible = found
         if self.remembers(credentials):
             return succeed(self._identity(entry))
-        if len(credentials.token()) > MAX_TOKEN:
-            return fail(UnauthorizedLogin())
 
         def judge(matches: bool) -> Identity:
             # It may have been revoked meanwhile.

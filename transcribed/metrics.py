@@ -44,7 +44,7 @@ Number = Callable[[], float]
 class Sources:
     """Where to read what is so now; each field is the gauge ``transcribed_FIELD``."""
 
-    ready: Callable[[], bool]
+    ready: Number
     queue_recordings: Number
     queue_audio_seconds: Number
     windows_in_work: Number
@@ -60,7 +60,7 @@ class Sources:
 _MEANING = {
     "ready": "1 where /ready answers 200, 0 where it answers 503.",
     "queue_recordings": "Recordings that were accepted and are not finished.",
-    "queue_audio_seconds": "Seconds of audio that wait for a worker.",
+    "queue_audio_seconds": "Seconds of audio of recordings that are waiting, in work or coming in.",
     "windows_in_work": "Windows that workers are computing.",
     "workers_ready": "Workers that have the model loaded.",
     "workers_wanted": "Workers that there should be; 0 until the model is found.",

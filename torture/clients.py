@@ -49,9 +49,13 @@ def message(number: int, rng: random.Random) -> tuple[str, bytes]:
     turn, at = divmod(number, len(STEADY))
     name = STEADY[at]
     pause = bytes(2 * _FRAME * (_PAUSES[0] + turn % (_PAUSES[1] - _PAUSES[0])))
-    noise = (rng.randrange(-4, 5) for _ in range(MARK // 2))
-    mark = b"".join(sample.to_bytes(2, "little", signed=True) for sample in noise)
-    return name, pause + sound(name) + mark
+    return name, pause + sound(name) + noise(rng)
+
+
+def noise(rng: random.Random) -> bytes:
+    """:data:`MARK` bytes that nobody hears."""
+    samples = (rng.randrange(-4, 5) for _ in range(MARK // 2))
+    return b"".join(sample.to_bytes(2, "little", signed=True) for sample in samples)
 
 
 class Actor:
@@ -133,11 +137,11 @@ class Actor:
     ) -> dict[str, Any]:
         if recording.receiver != recording.owner:
             more["receiver"] = recording.receiver
-        line.say(type="submit", id=recording.id, **more)
-        line.say_audio(audio)
+        begin = {"type": "submit", "id": recording.id, **more}
+        end = {"type": "end", "id": recording.id, "sha256": digest}
         # From now on it may be accepted, whatever is heard.
         recording.ended = True
-        ref = line.say(type="end", id=recording.id, sha256=digest)
+        ref = line.say(begin, audio, end)
         self.rig.happened("ended")
         return await line.answer(ref)
 
@@ -261,7 +265,7 @@ class Sender(Actor):
         elif chance < 0.2:
             await self._send_and_cancel(receiver)
         elif chance < 0.25:
-            await self._send_short(receiver)
+            await self.send_short(receiver)
         else:
             recording, audio = self.recording(receiver)
             await self.submit(recording, audio)
@@ -275,8 +279,7 @@ class Sender(Actor):
         """Before its `end`: nothing of it may be left."""
         recording, audio = self.recording(receiver)
         line = await self.line()
-        line.say(type="submit", id=recording.id, receiver=receiver)
-        line.say_audio(audio)
+        line.say({"type": "submit", "id": recording.id, "receiver": receiver}, audio)
         self.cut()
         # Until the daemon has noticed, it may be said to be uploading.
         while True:
@@ -302,7 +305,8 @@ class Sender(Actor):
         if answer.get("code") != "gone":
             self.rig.ledger.refused(recording, self.party, answer)
 
-    async def _send_short(self, receiver: str) -> None:
+    async def send_short(self, receiver: str) -> None:
+        """A message that must be gone soon."""
         recording, audio = self.recording(receiver, short=True)
         await self.submit(recording, audio, ttl=SHORT_TTL)
         self._expiring.append((self.rig.reactor.seconds(), recording))

@@ -11,7 +11,7 @@ from tests.speech import STEADY, texts
 from torture.clients import Actor, Sender, Stranger, Taker, sound
 from torture.evidence import leftovers, rows
 from torture.ledger import Recording
-from torture.rig import RETRY, Over, Rig
+from torture.rig import RETRY, Over, Rig, tell
 
 PARTIES = ("anna", "bjorn")
 
@@ -30,11 +30,23 @@ class Crowd:
         self._stranger = Stranger(rig)
         self._running: list[Deferred[None]] = []
         self._sending: list[Deferred[None]] = []
+        self._guests: list[Sender] = []
 
     def start(self) -> None:
         """Let them all begin."""
         self._sending = [self._begin(actor) for actor in (*self._senders, self._stranger)]
         self._running = [self._begin(actor) for actor in self._takers]
+
+    def sender(self, party: str) -> Sender:
+        """A sender that a fault has to itself; its expiring messages are looked after."""
+        sender = Sender(self._rig, party, self.inboxes, 0)
+        self._guests.append(sender)
+        return sender
+
+    def deliver(self, recording: Recording) -> None:
+        """Its sides are to take it."""
+        for party in recording.sides:
+            self.inboxes[party].append(recording)
 
     def _begin(self, actor: Any) -> Deferred[None]:
         return Deferred.fromCoroutine(actor.run()).addErrback(self._ended_early)
@@ -68,6 +80,9 @@ class Crowd:
             sender.closing = True
         self._stranger.closing = True
         await _all(self._sending)
+        for guest in self._guests:
+            guest.closing = True
+            await guest.run()
         for taker in self._takers:
             taker.closing = True
         await _all(self._running)
@@ -111,5 +126,5 @@ async def _all(running: list[Deferred[None]]) -> None:
     for one in running:
         done: Deferred[None] = Deferred()
         waiting.append(done)
-        one.addCallback(lambda _, done=done: done.called or done.callback(None))
+        one.addCallback(tell, done)
     await gatherResults(waiting)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from torture.crowd import Crowd
 from torture.rig import Rig
 
 
@@ -11,13 +12,13 @@ class Fault:
     :ivar name: for the table and for ``--only``.
     :ivar options: of the daemon.
     :ivar patience: seconds until everything must have come to its end, once the fault is over.
-    :ivar in_quick: whether it is in the quick run.
     :ivar internal: whether the fault may lead to `internal` errors.
+    :ivar in_quick: whether it is in the quick run.
     """
 
     name = ""
     options: tuple[str, ...] = ("--workers", "1")
-    patience = 60.0
+    patience = 90.0
     internal = False
     in_quick = True
 
@@ -28,7 +29,7 @@ class Fault:
     def prepare(self, rig: Rig) -> None:
         """Before the first daemon is started."""
 
-    async def inject(self, rig: Rig) -> None:
+    async def inject(self, rig: Rig, crowd: Crowd) -> None:
         """Do harm, while clients are at work. The daemon runs when it is over."""
         raise NotImplementedError
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from torture.crowd import Crowd
 from torture.fault import Fault
 from torture.rig import Rig
 
@@ -17,7 +18,7 @@ class DaemonKills(Fault):
 
     name = "daemon killed"
 
-    async def inject(self, rig: Rig) -> None:
+    async def inject(self, rig: Rig, crowd: Crowd) -> None:
         """See :class:`Fault`."""
         moments = _QUICK if rig.quick else rig.rng.choices(_MOMENTS, weights=_WEIGHTS, k=RESTARTS)
         for moment in moments:

@@ -44,19 +44,19 @@ class Line:
 
     async def ask(self, **message: Any) -> dict[str, Any]:
         """The answer to a request; raises :exc:`Lost`."""
-        return await self.answer(self.say(**message))
+        return await self.answer(self.say(message))
 
-    def say(self, **message: Any) -> str:
-        """Send a request; its reference."""
+    def say(self, *messages: dict[str, Any] | bytes) -> str:
+        """Send messages and audio that have one answer; the reference that it will have."""
         self._number += 1
         ref = str(self._number)
-        self._client.say(**message, ref=ref)
+        for message in messages:
+            if isinstance(message, bytes):
+                for start in range(0, len(message), CHUNK):
+                    self._client.raw(frame(BINARY, message[start : start + CHUNK]))
+            else:
+                self._client.say(**message, ref=ref)
         return ref
-
-    def say_audio(self, audio: bytes) -> None:
-        """Send audio."""
-        for start in range(0, len(audio), CHUNK):
-            self._client.raw(frame(BINARY, audio[start : start + CHUNK]))
 
     async def answer(self, ref: str) -> dict[str, Any]:
         """The answer to the request with this reference; raises :exc:`Lost`."""
@@ -95,13 +95,8 @@ async def handshaken(reactor: Any, endpoint: str) -> RawClient:
     # The raw client's own does not fire where the connection breaks before it is answered.
     opened: Deferred[None] = Deferred()
 
-    def fire(result: Any) -> Any:
-        if not opened.called:
-            opened.callback(None)
-        return result
-
-    client.opened.addBoth(fire)
-    client.lost.addBoth(fire)
+    for moment in (client.opened, client.lost):
+        moment.addBoth(_fire, opened)
     client.handshake("/ws", "transcribed.v1", None)
     try:
         await opened.addTimeout(PATIENCE, reactor)
@@ -112,3 +107,9 @@ async def handshaken(reactor: Any, endpoint: str) -> RawClient:
         client.transport.abortConnection()
         raise Lost(client.status or "closed")
     return client
+
+
+def _fire(result: object, first: Deferred[None]) -> object:
+    if not first.called:
+        first.callback(None)
+    return result

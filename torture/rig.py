@@ -9,7 +9,7 @@ import shutil
 import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError
 from twisted.internet.task import deferLater
@@ -18,6 +18,8 @@ from tests.daemonprocess import DaemonProcess
 from tests.speech import CHECKPOINT
 from torture.ledger import Ledger, Recording
 from torture.line import Line, Lost
+
+T = TypeVar("T")
 
 STARTING = 60.0
 """Seconds that a daemon may take to listen."""
@@ -61,6 +63,7 @@ class Rig:
     :ivar injected: how many faults were injected.
     :ivar starts: how many daemons were started.
     :ivar internal: whether an `internal` error is no broken promise just now.
+    :ivar watchers: are called with each thing that a client tells to have done or heard.
     :ivar over: whether the run's time is over.
     """
 
@@ -84,7 +87,7 @@ class Rig:
         self._expected = False
         self._logs: list[str] = []
         self._children: set[int] = set()
-        self._watchers: list[Callable[[str], None]] = []
+        self.watchers: list[Callable[[str], None]] = []
 
     # The daemon.
 
@@ -109,13 +112,14 @@ class Rig:
             *self.options,
         )
         daemon = self._daemon
-        daemon.ended.addCallback(lambda code: self._ended(daemon, code) or code)
+        daemon.ended.addCallback(self._ended, daemon)
         return daemon
 
-    def _ended(self, daemon: DaemonProcess, code: int | None) -> None:
+    def _ended(self, code: int | None, daemon: DaemonProcess) -> int | None:
         self._logs.append(daemon.log)
         if not self._expected:
             self.ledger.broken(f"the daemon has ended by itself ({code}): {daemon.log[-_SHOWN:]}")
+        return code
 
     async def logged(self, text: str, patience: float = STARTING) -> bool:
         """Whether the daemon writes `text` before it ends and in time."""
@@ -144,8 +148,8 @@ class Rig:
         """SIGTERM; it must end well."""
         self._expected = True
         self.children()
-        ended: Deferred[int | None] = Deferred()
-        self.daemon.signal("TERM").addCallback(lambda code: ended.callback(code) or code)
+        ended: Deferred[None] = Deferred()
+        self.daemon.signal("TERM").addCallback(tell, ended)
         try:
             await ended.addTimeout(STARTING, self.reactor)
         except (TimeoutError, CancelledError):
@@ -201,7 +205,7 @@ class Rig:
 
     def happened(self, event: str) -> None:
         """A client tells what it has just done or heard."""
-        for watcher in list(self._watchers):
+        for watcher in list(self.watchers):
             watcher(event)
 
     async def event(self, name: str, times: int, patience: float) -> None:
@@ -215,16 +219,23 @@ class Rig:
             if left == 0 and not done.called:
                 done.callback(None)
 
-        self._watchers.append(watch)
+        self.watchers.append(watch)
         with contextlib.suppress(TimeoutError, CancelledError):
             await done.addTimeout(patience, self.reactor)
-        self._watchers.remove(watch)
+        self.watchers.remove(watch)
 
     def traces(self, recording: Recording) -> list[str]:
         """The files of the spool that hold anything of a recording."""
         from torture.evidence import traces
 
         return traces(self.state / "spool", recording)
+
+
+def tell(result: T, also: Deferred[None]) -> T:
+    """A callback that tells another who waits, and who may have given up."""
+    if not also.called:
+        also.callback(None)
+    return result
 
 
 def _is_ours(pid: int) -> bool:

@@ -59,7 +59,7 @@ async def run(reactor: Any, fault: Fault, models: Path, seed: int, quick: bool) 
             rig.launch()
             crowd = Crowd(rig)
             crowd.start()
-            await fault.inject(rig)
+            await fault.inject(rig, crowd)
             rig.internal = False
             await crowd.settle(fault.patience)
         except Exception:

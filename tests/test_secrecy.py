@@ -44,7 +44,7 @@ class SecrecyTests(TestCase):
             await daemon.signal("KILL")
 
     def start(self, *options: str) -> DaemonProcess:
-        options = ("--model", str(CHECKPOINT), *options)
+        options = ("--model", str(CHECKPOINT), "--workers", "1", *options)
         daemon = DaemonProcess(reactor, self.state, *options, logger="transcribed.logs.json")
         self.daemons.append(daemon)
         return daemon
@@ -124,7 +124,17 @@ class SecrecyTests(TestCase):
         self.assertIn("anna/lost", daemon.log)
         self.assertIn("anna/02.flac for bjorn", daemon.log)
         self.assertTrue([line for line in lines if "traceback" in line])
-        self.assertIn('transcribed_refusals_total{code="bad-message"}', self.told)
+        for sample in (
+            'transcripts_total{state="queued"} 13.0',
+            'transcripts_total{state="ready"} 12.0',
+            'transcripts_total{state="failed"} 1.0',
+            'refusals_total{code="internal"} 1.0',
+            "accepted_to_ready_seconds_count 12.0",
+            "window_seconds_count 12.0",
+            "window_failed_tries_total 3.0",
+            "workers_ready 1.0",
+        ):
+            self.assertIn(f"\ntranscribed_{sample}\n", self.told)
         self.assertEqual(self.found(daemon.log), set())
         self.assertEqual(self.found("\n".join(str(v) for x in lines for v in x.values())), set())
         self.assertEqual(self.found(self.told), set())

@@ -31,8 +31,9 @@ LOG_N, R, P = 13, 8, 1
 """The cost of the hash, as in RFC 7914: 8 MiB, some 20 ms. The secret cannot be guessed anyway."""
 SECRET_BYTES, ID_BYTES, SALT_BYTES, HASH_BYTES = 32, 9, 16, 32
 _TOKEN = re.compile(r"([\w-]{1,64})\.([\w-]{1,128})", re.ASCII)
-_LINE = re.compile(r"([\w-]+) scrypt\$(\d+)\$(\d+)\$(\d+)\$([\w-]+)\$([\w-]+) (.{1,128})")
-_PARTY = re.compile(r"[^\x00-\x1f\x7f-\x9f]{1,128}")
+_NAME = r"[^\x00-\x1f\x7f-\x9f]{1,128}"
+_PARTY = re.compile(_NAME)
+_LINE = re.compile(rf"([\w-]+) scrypt\$(\d+)\$(\d+)\$(\d+)\$([\w-]+)\$([\w-]+) ({_NAME})", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,8 @@ def new(party: str) -> tuple[str, Entry]:
 def read(path: Path) -> dict[str, Entry]:
     """The lines of a file by their ids; raises :exc:`OSError`, or :exc:`ValueError`."""
     entries: dict[str, Entry] = {}
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+    # Not splitlines: a party may have a line separator of Unicode's in it.
+    for number, line in enumerate(path.read_text("utf-8").split("\n"), 1):
         if not line.strip() or line.startswith("#"):
             continue
         try:

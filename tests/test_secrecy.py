@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
+import signal
 from pathlib import Path
 
 import jwt
@@ -116,6 +118,9 @@ class SecrecyTests(TestCase):
         await self.bad_messages(daemon)
         await self.odd_requests(daemon)
         await self.pages(daemon)
+        os.kill(daemon.workers()[0], signal.SIGKILL)
+        await daemon.logged("died of signal 9")
+        await self.http(daemon, "GET /metrics HTTP/1.1")
         await daemon.signal("TERM")
         lines = [json.loads(line) for line in daemon.log.splitlines()]
         for line in lines:
@@ -133,6 +138,7 @@ class SecrecyTests(TestCase):
             "window_seconds_count 12.0",
             "window_failed_tries_total 3.0",
             "workers_ready 1.0",
+            'worker_restarts_total{kind="died"} 1.0',
         ):
             self.assertIn(f"\ntranscribed_{sample}\n", self.told)
         self.assertEqual(self.found(daemon.log), set())

@@ -25,8 +25,11 @@ from transcribed.credentials import IBearerToken, Identity, IReloads
 MAX_TOKEN = 16 * 1024
 MIN_SECRET, MIN_RSA = 32, 2048
 """The fewest bytes of a shared secret (RFC 7518, section 3.2), and bits of an RSA key."""
+LATEST = 2**53
+"""Seconds since the epoch that no clock gets to, and a float can say."""
 _CURVES = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
 _SYMMETRIC = {"HS256", "HS384", "HS512"}
+_SECRET = re.compile(rb"[!-Z\\^-~][!-~]*")
 _PARTY = re.compile(r"[^\x00-\x1f\x7f-\x9f]{1,128}")
 
 
@@ -63,12 +66,15 @@ def read(path: Path) -> list[Key]:
     data = path.read_bytes().strip()
     if b"PRIVATE KEY-----" in data:
         raise ValueError("it holds a private key; only the public one belongs here")
-    if data.startswith(b"-----BEGIN CERTIFICATE"):
+    if b"-----BEGIN CERTIFICATE" in data:
         return [_of_public(None, load_pem_x509_certificate(data).public_key())]
-    if data.startswith(b"-----BEGIN"):
+    if b"-----BEGIN" in data:
         return [_of_public(None, load_pem_public_key(data))]
     if data.startswith(b"{"):
         return _from_set(data)
+    # What is public in some other format must not be taken for a secret.
+    if not _SECRET.fullmatch(data):
+        raise ValueError("it holds no key; a shared secret is one word of ASCII")
     if len(data) < MIN_SECRET:
         raise ValueError(f"a shared secret must have {MIN_SECRET} bytes")
     return [Key(None, data, "HS256")]
@@ -80,7 +86,15 @@ def _from_set(data: bytes) -> list[Key]:
         keys = [
             _of_jwk(each) for each in found.get("keys", [found]) if each.get("use", "sig") == "sig"
         ]
-    except (AttributeError, TypeError, UnicodeDecodeError, jwt.PyJWTError) as e:
+    except (
+        AttributeError,
+        json.JSONDecodeError,
+        KeyError,
+        NotImplementedError,
+        TypeError,
+        UnicodeDecodeError,
+        jwt.PyJWTError,
+    ) as e:
         # Their texts may have parts of a key in them.
         raise ValueError("it is no set of JSON web keys (RFC 7517)") from e
     if not keys:
@@ -133,9 +147,8 @@ class WebTokenChecker:
         if credentials.claim() not in (None, party):
             return fail(UnauthorizedLogin())
         assert claims is not None
-        return succeed(
-            Identity(party, float(claims["exp"]), lambda: self._claims(token) is not None)
-        )
+        until = float(min(claims["exp"], LATEST))
+        return succeed(Identity(party, until, lambda: self._claims(token) is not None))
 
     def _claims(self, token: str) -> dict[str, Any] | None:
         """What a good token says."""
@@ -162,4 +175,5 @@ class WebTokenChecker:
             )
         except (jwt.PyJWTError, ValueError, TypeError, OverflowError):
             return None
-        return claims
+        # PyJWT takes digits in a string, too.
+        return claims if type(claims["exp"]) in (int, float) else None

@@ -12,7 +12,7 @@ from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
 from transcribed.interfaces import PoolStatus
-from transcribed.web import IDLE_SECONDS, Probe, make_site
+from transcribed.web import Probe, make_site
 
 FORM = "content-type: application/x-www-form-urlencoded\r\n"
 
@@ -169,10 +169,3 @@ class MannersTests(Case):
     def test_one_after_the_other(self) -> None:
         answers = self.raw("GET /health HTTP/1.1\r\nhost: x\r\n\r\n" * 3)
         self.assertEqual(answers.count(b"HTTP/1.1 200 OK"), 3)
-
-    def test_who_asks_nothing_is_dropped(self) -> None:
-        transport = self.connect()
-        self.clock.advance(IDLE_SECONDS - 1)
-        self.assertTrue(transport.connected)
-        self.clock.advance(2)
-        self.assertFalse(transport.connected)

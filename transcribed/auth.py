@@ -206,6 +206,7 @@ class Doorkeeper:
     :param checkers: who knows tokens; without any, everybody is who they say.
     :param clock: for timers.
     :param now: the time of day, in seconds since the epoch.
+    :ivar wrong_login: is called at each wrong login.
     """
 
     _log = Logger()
@@ -218,6 +219,7 @@ class Doorkeeper:
         self._suspects = _Suspects(clock)
         self.parties = Parties(clock, now)
         checker = AnyOf(self._checkers) if self._checkers else Trusting()
+        self.wrong_login: Callable[[], None] = lambda: None
         self._portal = Portal(self.parties, [checker])
 
     async def admit(
@@ -246,6 +248,7 @@ class Doorkeeper:
             _, avatar, leave = await self._portal.login(credentials, mind, IParty)
         except (LoginFailed, UnhandledCredentials, UnicodeDecodeError):
             self._suspects.was_wrong(place)
+            self.wrong_login()
             self._log.info("wrong credentials from {place}", place=place)
             raise Unauthenticated("the credentials are wrong") from None
         return avatar, leave

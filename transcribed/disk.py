@@ -62,9 +62,10 @@ class Disk:
         """Why nothing more is taken; None where there is room."""
         if self.used >= self.quota:
             return "the disk quota is used up"
-        if self.free < self._floor:
-            return "the disk is full"
-        return None
+        try:
+            return "the disk is full" if self.free < self._floor else None
+        except OSError:
+            return "the disk cannot be read"
 
     def claim(self, size: int) -> None:
         """So much more audio is to be written; raises :exc:`Busy` where there is no room."""

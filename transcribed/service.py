@@ -132,6 +132,8 @@ class Daemon(Service):
         self._sessions = SessionFactory(self._make_session, _bounds(settings))
         probe = Probe(pool.status, lambda: len(self._scheduler), self._desk.refusing)
         self.metrics = Metrics(self._sources(probe, disk))
+        self._doorkeeper.wrong_login = self.metrics.wrong_login
+        self._sessions.turned_away = self.metrics.turned_away
         self._dispatcher.computed = self.metrics.computed
         self._dispatcher.failed_try = self.metrics.failed_try
         self._desk.observers.append(self.metrics.changed)

@@ -19,9 +19,6 @@ from transcribed import __version__
 from transcribed.interfaces import PoolStatus
 from transcribed.websocket import SessionFactory
 
-IDLE_SECONDS = 60
-"""After so long without a request an HTTP connection is closed; websockets are not meant."""
-
 
 class _Health(msgspec.Struct):
     status: str
@@ -161,6 +158,8 @@ def make_site(
 ) -> Site:
     """The site of the daemon's port.
 
+    How long an HTTP connection may last is up to the :mod:`transcribed.doors` that it comes in by.
+
     :param metrics: the metrics as text, and their content type, for an ``Accept`` header.
     """
 
@@ -176,6 +175,6 @@ def make_site(
     root.putChild(b"ready", _Page(probe.readiness))
     root.putChild(b"metrics", _Page(read_metrics))
     site: Site = _Site(  # type: ignore[no-untyped-call]
-        root, _Request, timeout=IDLE_SECONDS, parsePOSTFormSubmission=False
+        root, _Request, timeout=None, parsePOSTFormSubmission=False
     )
     return site

@@ -107,6 +107,7 @@ class SessionProtocol(WebSocketServerProtocol, ISessionPeer):  # type: ignore[mi
             if self.factory.closing:
                 self.close(GOING_AWAY, "the daemon is shutting down")
             elif (reason := self.factory.full(self.address)) is not None:
+                self.factory.turned_away()
                 self.close(TRY_AGAIN_LATER, reason)
             else:
                 self.factory.add(self)
@@ -192,7 +193,7 @@ class SessionFactory(WebSocketServerFactory):  # type: ignore[misc]
     """Makes connections.
 
     :ivar connections: those that are open.
-    :ivar total: how many there have been.
+    :ivar turned_away: is called for each that was one too many.
     :ivar closing: whether the daemon stops.
     :ivar make_session: makes the session for one.
     """
@@ -209,7 +210,7 @@ class SessionFactory(WebSocketServerFactory):  # type: ignore[misc]
         self.make_session = make_session
         self.bounds = bounds
         self.closing = False
-        self.total = 0
+        self.turned_away: Callable[[], None] = lambda: None
         self.connections: set[SessionProtocol] = set()
         self._of_address: Counter[str] = Counter()
         self.setProtocolOptions(
@@ -236,7 +237,6 @@ class SessionFactory(WebSocketServerFactory):  # type: ignore[misc]
     def add(self, connection: SessionProtocol) -> None:
         """One has opened."""
         self.connections.add(connection)
-        self.total += 1
         if connection.address is not None:
             self._of_address[connection.address] += 1
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from twisted.cred.checkers import ICredentialsChecker
 from twisted.cred.error import LoginFailed, UnhandledCredentials
 from twisted.cred.portal import IRealm, Portal
-from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
+from twisted.internet.defer import Deferred, DeferredLock, fail, maybeDeferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
@@ -217,6 +217,7 @@ class Doorkeeper:
         self._checkers = list(checkers)
         self._clock = clock
         self._suspects = _Suspects(clock)
+        self._trying: dict[str, DeferredLock] = {}
         self.parties = Parties(clock, now)
         checker = AnyOf(self._checkers) if self._checkers else Trusting()
         self.wrong_login: Callable[[], None] = lambda: None
@@ -237,7 +238,8 @@ class Doorkeeper:
         """
         credentials = self._credentials(party, token)
         place = address or "this machine"
-        if self._checkers and not self._remembered(credentials):
+        slow = bool(self._checkers) and not self._remembered(credentials)
+        if slow:
             wait = self._suspects.wait(place)
             if wait is None:
                 raise Unauthenticated("too many wrong credentials came from your address")
@@ -245,13 +247,26 @@ class Doorkeeper:
                 await deferLater(self._clock, wait)
         try:
             avatar: Any
-            _, avatar, leave = await self._portal.login(credentials, mind, IParty)
+            login = self._login_in_turn if slow else self._login
+            _, avatar, leave = await login(place, credentials, mind)
         except (LoginFailed, UnhandledCredentials, UnicodeDecodeError):
             self._suspects.was_wrong(place)
             self.wrong_login()
             self._log.info("wrong credentials from {place}", place=place)
             raise Unauthenticated("the credentials are wrong") from None
         return avatar, leave
+
+    def _login(self, _: str, credentials: Claim | Bearer, mind: Mind) -> Deferred[Any]:
+        return self._portal.login(credentials, mind, IParty)
+
+    async def _login_in_turn(self, place: str, credentials: Claim | Bearer, mind: Mind) -> Any:
+        """One after the other of each address, so that no other one waits for a crowd of tries."""
+        lock = self._trying.setdefault(place, DeferredLock())
+        try:
+            return await lock.run(self._login, place, credentials, mind)
+        finally:
+            if not lock.locked:
+                del self._trying[place]
 
     def _credentials(self, party: str | None, token: str | None) -> Claim | Bearer:
         if not self._checkers:

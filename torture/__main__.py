@@ -10,16 +10,21 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredSemaphore, gatherResults
 from twisted.internet.task import react
 
+from torture.fault import Fault
 from torture.faults import FAULTS
 from torture.ledger import Counts
 from torture.runs import Row, run, warm_up
+
+# Faults at a time, where it is to be quick.
+_AT_ONCE = 2
 
 _HEADS = {
     "accepted": "accepted",
@@ -60,24 +65,36 @@ def _options(arguments: list[str]) -> argparse.Namespace:
 
 async def torture(reactor: Any, options: argparse.Namespace) -> list[Row]:
     """Run what is asked for."""
-    rows = []
+    chosen = []
+    for fault in FAULTS:
+        if fault.name in options.only if options.only else fault.in_quick or not options.quick:
+            missing = fault.missing()
+            if missing is None:
+                chosen.append(fault)
+            else:
+                print(f"{fault.name}: not injected: {missing}", flush=True)
+    # A daemon mostly waits, for its children to start or for us; but not where it may not be short.
+    turn = DeferredSemaphore(_AT_ONCE if options.quick else 1)
     with tempfile.TemporaryDirectory(prefix="torture-models-") as folder:
         models = await warm_up(reactor, Path(folder))
-        for fault in FAULTS:
-            if options.only and fault.name not in options.only:
-                continue
-            if options.quick and not options.only and not fault.in_quick:
-                continue
-            missing = fault.missing()
-            if missing is not None:
-                print(f"{fault.name}: not injected: {missing}", flush=True)
-                continue
-            print(f"{fault.name} …", file=sys.stderr, flush=True)
-            row = await run(reactor, fault, models, options.seed, options.quick)
-            rows.append(row)
-            for note in row.notes:
-                print(f"  {fault.name}: {note}", file=sys.stderr, flush=True)
-    return rows
+
+        def begin(fault: Fault) -> Deferred[Row]:
+            return Deferred.fromCoroutine(run(reactor, fault, models, options.seed, options.quick))
+
+        rows = await gatherResults([turn.run(_told, begin, fault) for fault in chosen])
+    return list(rows)
+
+
+def _told(begin: Callable[[Fault], Deferred[Row]], fault: Fault) -> Deferred[Row]:
+    """Say on stderr how far it is, and what went wrong."""
+
+    def tell(row: Row) -> Row:
+        verdict = "all is well" if row.counts.clean else "promises were broken"
+        for line in (*row.notes, f"{verdict} after {row.seconds:.0f} s"):
+            print(f"{fault.name}: {line}", file=sys.stderr, flush=True)
+        return row
+
+    return begin(fault).addCallback(tell)
 
 
 def main(arguments: list[str]) -> None:

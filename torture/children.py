@@ -27,7 +27,7 @@ class ChildKills(Fault):
     """Children are killed or stopped at random; most of those that are stopped go on later."""
 
     name = "children killed"
-    options = ("--workers", "2")
+    workers = 2
 
     async def inject(self, rig: Rig, crowd: Crowd) -> None:
         """See :class:`Fault`."""
@@ -38,7 +38,7 @@ class ChildKills(Fault):
         self._signal(rig, signal.SIGKILL, rig.children())
         await rig.logged(_READY)
         for turn in range(3 if rig.quick else 40):
-            await rig.event("accepted", 2, 10.0)
+            await rig.event("accepted", 2, 3.0)
             await rig.pause(rig.rng.uniform(0.0, 0.1))
             children = rig.children()
             some = [pid for pid in children if rig.rng.random() < 0.7] or children
@@ -81,13 +81,13 @@ class PoisonedRecording(_Patterned):
     """A recording that ends whatever child hears it must fail, and no other."""
 
     name = "poisoned recording"
-    options = ("--workers", "2")
+    workers = 2
 
     async def inject(self, rig: Rig, crowd: Crowd) -> None:
         """See :class:`Fault`."""
         for _ in range(1 if rig.quick else 6):
             await self._send(rig, crowd, "deadly", poisoned=True)
-            await rig.event("accepted", 4, 10.0)
+            await rig.event("accepted", 4, 3.0)
 
 
 class LeakingChild(_Patterned):
@@ -115,4 +115,4 @@ class LeakingChild(_Patterned):
             else:
                 rig.ledger.broken("a child that leaked was not replaced")
                 return
-            await rig.event("accepted", 4, 10.0)
+            await rig.event("accepted", 4, 3.0)

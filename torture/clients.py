@@ -17,10 +17,12 @@ from torture.rig import RETRY, Rig
 
 LONGEST_BUSY = 0.5
 """Seconds that clients wait at most when the daemon is busy, whatever it asks for."""
+_BETWEEN = 0.5
+"""Seconds between two messages at most."""
 SHORT_TTL = 2.0
 """Seconds that a recording is kept that is to expire."""
-SLACK = 4.0
-"""Seconds that expiring may be late: the daemon looks every second, on a busy machine."""
+SLACK = 2.0
+"""Seconds that expiring may be late: that the clock was set is found out within one."""
 
 MARK = 128
 """Bytes at the end of a message that are in no other."""
@@ -242,6 +244,7 @@ class Sender(Actor):
                 await self.rig.pause(RETRY)
             else:
                 await self.send()
+                await self.rig.pause(self.rng.uniform(0.0, _BETWEEN))
         while self._expiring:
             await self.rig.pause(RETRY)
             await self._check_expired()

@@ -22,7 +22,7 @@ class Crowd:
     :ivar inboxes: by party: what it is to take.
     """
 
-    def __init__(self, rig: Rig, most: int = 6) -> None:
+    def __init__(self, rig: Rig, most: int = 30) -> None:
         self._rig = rig
         self.inboxes: dict[str, deque[Recording]] = {party: deque() for party in PARTIES}
         self._senders = [Sender(rig, party, self.inboxes, most) for party in PARTIES]

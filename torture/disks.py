@@ -27,7 +27,7 @@ class _DiskFault(Fault):
     async def inject(self, rig: Rig, crowd: Crowd) -> None:
         """See :class:`Fault`."""
         await rig.logged("ready: model")
-        for turn in range(3 if rig.quick else 20):
+        for turn in range(2 if rig.quick else 20):
             await rig.event("accepted", rig.rng.randrange(1, 4), 5.0)
             rig.injected += 1
             self.begin(rig)
@@ -70,7 +70,7 @@ class FullDisk(_DiskFault):
     """A small disk that others fill to its last byte, or nearly so."""
 
     name = "disk full"
-    options = ("--workers", "1", "--min-free-disk", "0")
+    options = ("--min-free-disk", "0")
     in_quick = False
 
     def missing(self) -> str | None:

@@ -11,13 +11,15 @@ class Fault:
 
     :ivar name: for the table and for ``--only``.
     :ivar options: of the daemon.
+    :ivar workers: how many the daemon has where the run is not quick: each takes seconds to start.
     :ivar patience: seconds until everything must have come to its end, once the fault is over.
     :ivar internal: whether the fault may lead to `internal` errors.
     :ivar in_quick: whether it is in the quick run.
     """
 
     name = ""
-    options: tuple[str, ...] = ("--workers", "1")
+    options: tuple[str, ...] = ()
+    workers = 1
     patience = 90.0
     internal = False
     in_quick = True

@@ -10,7 +10,8 @@ RESTARTS = 200
 _MOMENTS = ("start", "listening", "ended", "accepted", "fetching", "acking", "cancelling", "ready")
 _WEIGHTS = (25, 20, 12, 12, 8, 8, 5, 10)
 _QUICK = ("ready", "ended", "accepted", "start", "acking")
-_LONGEST = 15.0
+# Where clients wait for texts, and send nothing.
+_LONGEST = 3.0
 
 
 class DaemonKills(Fault):

@@ -15,7 +15,7 @@ class FullQueue(Fault):
     """Clients are told `busy`, and come again."""
 
     name = "full queue"
-    options = ("--workers", "1", "--max-queue", "3")
+    options = ("--max-queue", "3")
 
     async def inject(self, rig: Rig, crowd: Crowd) -> None:
         """See :class:`Fault`."""
@@ -34,7 +34,7 @@ class FullQueue(Fault):
                 await sender.submit(recording, audio)
                 crowd.deliver(recording)
 
-        turns = 4 if rig.quick else 30
+        turns = 1 if rig.quick else 30
         await gatherResults([Deferred.fromCoroutine(send(turns)) for _ in range(_SENDERS)])
         rig.watchers.remove(count)
         rig.injected = busy

@@ -52,7 +52,8 @@ async def run(reactor: Any, fault: Fault, models: Path, seed: int, quick: bool) 
         # Not hash(): its strings differ from process to process.
         own = random.Random(f"{seed} {fault.name}").randrange(2**32)
         rig = Rig(reactor, Path(folder), models, own, quick)
-        rig.options = fault.options
+        workers = str(1 if quick else fault.workers)
+        rig.options = ("--workers", workers, "--threads", "1", *fault.options)
         rig.internal = fault.internal
         try:
             fault.prepare(rig)
@@ -81,7 +82,7 @@ async def warm_up(reactor: Any, folder: Path) -> Path:
     rig_folder = folder / "warm"
     rig_folder.mkdir()
     rig = Rig(reactor, rig_folder, models, 0, True)
-    rig.options = ("--workers", "1")
+    rig.options = ("--workers", "1", "--threads", "1")
     rig.launch()
     if not await rig.logged("ready: model", 120.0):
         raise RuntimeError(f"the daemon does not start with {CHECKPOINT}:\n{rig.daemon.log}")

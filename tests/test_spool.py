@@ -290,8 +290,18 @@ class FullDiskTests(SpoolTestCase):
         self.kept()
         with self.runningOn("fsync", errno.ENOSPC):
             self.failureResultOf(self.spool.keep_text("k1", TEXT), OSError)
+        self.assertEqual(self.files(), ["k1.audio", "k1.windows"])
         self.successResultOf(self.spool.keep_text("k1", TEXT))
         self.assertEqual(self.successResultOf(self.spool.read_text("k1")), TEXT)
+
+    def test_aTextThatIsPromisedIsNotSpoiledByAnotherTry(self) -> None:
+        """Its row may say that it is ready, where nobody heard the answer."""
+        self.kept()
+        self.successResultOf(self.spool.keep_text("k1", TEXT))
+        with self.runningOn("fsync", errno.EIO):
+            self.failureResultOf(self.spool.keep_text("k1", Transcription("", [])), OSError)
+        self.assertEqual(self.successResultOf(self.spool.read_text("k1")), TEXT)
+        self.assertNotIn("k1.text.part", self.files())
 
 
 class WindowTests(SpoolTestCase):
@@ -401,7 +411,7 @@ class TextTests(SpoolTestCase):
         self.patch(os, "fsync", observed)
         self.successResultOf(self.spool.keep_text("k1", TEXT))
         directory = self.directory.resolve()
-        self.assertEqual(synced, [str(directory / "k1.text"), str(directory)])
+        self.assertEqual(synced, [str(directory / "k1.text.part"), str(directory)])
         # Its bytes were the system's before.
         self.assertEqual(sizes[0], (directory / "k1.text").stat().st_size)
         self.assertGreater(sizes[0], 0)
@@ -448,7 +458,7 @@ class SweepTests(SpoolTestCase):
     def test_orphans(self) -> None:
         self.leave("k1", "k2")
         (self.directory / "stray").touch()
-        (self.directory / "k2.audio.tmp").touch()
+        (self.directory / "k2.text.part").touch()
         self.spool = ImmediateSpool(self.directory)
         self.assertEqual(self.sweep({"k2": State.QUEUED}), 6)
         self.assertEqual(self.files(), ["k2.audio", "k2.windows"])

@@ -41,3 +41,7 @@ class Calendar:
         offset = self._wall() - self._passed()
         moved, self._offset = offset - self._offset, offset
         return moved if abs(moved) > TOLERANCE else 0.0
+
+    def undo(self, moved: float) -> None:
+        """A step could not be followed: the next one will say it again."""
+        self._offset -= moved

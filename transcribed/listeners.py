@@ -55,6 +55,8 @@ class Listeners:
         # maybeDeferred: what is wrong with the description itself is raised at once.
         maybeDeferred(self._open, endpoint).addCallbacks(self.ports.append, failures.append)
         if failures:
+            if endpoint.kind == "systemd" and failures[0].check(LookupError):
+                return "systemd has passed no such socket: is transcribed.socket started?"
             return _reason(failures[0].value)
         # Of a socket of systemd's, only now it is known who can reach it.
         host = getattr(self.ports[-1].getHost(), "host", None)

@@ -268,16 +268,23 @@ class Daemon(Service):
 
     async def _purge_now(self) -> None:
         try:
-            if (moved := self._calendar.step()) != 0.0:
-                self._log.warn(
-                    "the clock was set by {moved} s: what is kept moves along", moved=moved
-                )
-                await self._store.shift(moved)
+            await self._follow_clock()
             await self._desk.keep_house()
         except Exception:
             # The next one may work: nothing may end the purging.
             self._log.failure("what has expired could not be purged")
             self.metrics.purge_failed()
+
+    async def _follow_clock(self) -> None:
+        moved = self._calendar.step()
+        if not moved:
+            return
+        try:
+            await self._store.shift(moved)
+        except BaseException:
+            self._calendar.undo(moved)
+            raise
+        self._log.warn("the clock was set by {moved} s: what is kept has moved along", moved=moved)
 
     def _purge(self) -> Deferred[None]:
         return Deferred.fromCoroutine(self._purge_now())

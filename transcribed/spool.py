@@ -35,6 +35,8 @@ _SCARCE = {
 }
 
 AUDIO, WINDOWS, TEXT = ".audio", ".windows", ".text"
+PART = ".part"
+"""Ends the name of what is being written; left by a crash, it is swept."""
 
 
 def _private(path: str, flags: int) -> int:
@@ -229,12 +231,19 @@ class Spool:
         def work() -> bool:
             if not self.audio_path(key).exists():
                 return False
-            path = self._path(key, TEXT)
+            path, part = self._path(key, TEXT), self._path(key, TEXT + PART)
             data = msgspec.json.encode(transcription)
-            with open(path, "wb", opener=_private) as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            try:
+                # It may be there already, and be promised: where it was not known whether that was
+                # stored, it is written once more.
+                with open(part, "wb", opener=_private) as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                part.replace(path)
+            except BaseException:
+                part.unlink(missing_ok=True)
+                raise
             # Where it is written again, what was there before is written over.
             self.disk.deleted(path)
             self.disk.wrote(path, len(data))

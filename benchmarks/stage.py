@@ -191,7 +191,8 @@ class Stage:
     :param folder: an empty directory for its state.
     :param models: the directory for converted models, of all stages.
     :param options: more options for the daemon.
-    :ivar endpoint: where clients find it, on TCP.
+    :ivar port: where it is, on TCP of this machine.
+    :ivar endpoint: the same, for clients.
     """
 
     daemon: DaemonProcess
@@ -200,11 +201,11 @@ class Stage:
         self.reactor = reactor
         self.state = folder / "state"
         self._models = models
-        port = free_port()
-        self.endpoint = f"tcp:127.0.0.1:{port}"
+        self.port = free_port()
+        self.endpoint = f"tcp:127.0.0.1:{self.port}"
         self._options = (
             *("--model", str(CHECKPOINT)),
-            *("--listen", f"tcp:{port}:interface=127.0.0.1"),
+            *("--listen", f"tcp:{self.port}:interface=127.0.0.1"),
             *options,
         )
         self._crowds: list[Clients] = []

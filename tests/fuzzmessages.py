@@ -240,13 +240,13 @@ def _mutate(request: dict[str, Any], change: tuple[str, str, Any, int]) -> bytes
             whole = _render(request)
             return whole[: number % len(whole)]
         case "flip":
-            whole = bytearray(_render(request))
-            whole[number % len(whole)] ^= 1 << number % 8
-            return bytes(whole)
+            flipped = bytearray(_render(request))
+            flipped[number % len(flipped)] ^= 1 << number % 8
+            return bytes(flipped)
         case "put":
-            whole = bytearray(_render(request))
-            whole[number % len(whole) : 0] = _render(value, False)[:2000]
-            return bytes(whole)
+            whole = _render(request)
+            at = number % len(whole)
+            return whole[:at] + _render(value, False)[:2000] + whole[at:]
     return _render(changed, number % 2 == 0)
 
 
@@ -254,7 +254,9 @@ MUTATIONS = st.builds(
     _mutate,
     REQUESTS,
     st.tuples(
-        st.sampled_from(["drop", "rename", "replace", "replace", "add", "twice", "cut", "flip", "put"]),
+        st.sampled_from(
+            ["drop", "rename", "replace", "replace", "add", "twice", "cut", "flip", "put"]
+        ),
         st.sampled_from(_FIELDS),
         st.sampled_from(NASTY),
         st.integers(0, 2**16),
@@ -285,7 +287,6 @@ STEPS: st.SearchStrategy[Step] = st.one_of(
     st.builds(Work, st.integers(0, 3), st.sampled_from([1, 3])),
 )
 """What may happen next."""
-
 
 
 def episodes(least: int = 1) -> st.SearchStrategy[list[Step]]:

@@ -23,6 +23,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
+SECOND_OCTETS = b"\x80\x8f\x90\x9f\xa0\xbf"
 MASK = b"\x37\xfa\x21\x3d"
 READ = 65536
 """So much is read at once, as Twisted does."""
@@ -61,6 +62,21 @@ def masked(payload: bytes, mask: bytes | None) -> bytes:
     repeated = (mask * (len(payload) // 4 + 1))[: len(payload)]
     number = int.from_bytes(payload, "big") ^ int.from_bytes(repeated, "big")
     return number.to_bytes(len(payload), "big")
+
+
+def is_valid(data: bytes) -> bool:
+    """Whether it is UTF-8."""
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def is_start(data: bytes) -> bool:
+    """Whether there is UTF-8 that starts so."""
+    endings = [b"", *(bytes([c]) + b"\x80" * n for c in SECOND_OCTETS for n in range(3))]
+    return any(is_valid(data + ending) for ending in endings)
 
 
 def close_frame(code: int, reason: bytes = b"") -> bytes:

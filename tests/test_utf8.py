@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from itertools import pairwise, product
 
-from tests.memoryclient import CONTINUATION, PING, TEXT, frame
+from tests.memoryclient import CONTINUATION, PING, TEXT, frame, is_start
 from tests.websocketcase import Case, cases
 
 # The omicron with its accent is the one of three octets.
@@ -18,22 +18,6 @@ TOO_HIGH = b"\xf4\x90\x80\x80"
 SURROGATE = b"\xed\xa0\x80"
 EDITED = b"edited"
 HEAD, TAIL = b'{"type":"list","ref":"', b'"}'
-CONTINUATIONS = b"\x80\x8f\x90\x9f\xa0\xbf"
-
-
-def is_valid(data: bytes) -> bool:
-    """Whether it is UTF-8."""
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def is_start(data: bytes) -> bool:
-    """Whether there is UTF-8 that starts so."""
-    endings = [b"", *(bytes([c]) + b"\x80" * n for c in CONTINUATIONS for n in range(3))]
-    return any(is_valid(data + ending) for ending in endings)
 
 
 def fragments(payload: bytes, cuts: list[int]) -> list[bytes]:

@@ -20,7 +20,7 @@ from transcribed.websocket import Bounds, SessionFactory
 BOUNDS = Bounds()
 
 
-def make_server(house: House) -> tuple[Doors, SessionFactory]:
+def make_server(house: House) -> tuple[Any, SessionFactory]:
     """The port of a house, and the factory of its websockets, both on the house's clock.
 
     The one place that knows how these are made. The clock must be txaio's loop already.
@@ -29,10 +29,8 @@ def make_server(house: House) -> tuple[Doors, SessionFactory]:
     probe = Probe(house.pool.status, lambda: len(house.scheduler), house.desk.refusing)
     site = make_site(factory, probe, lambda accept: (b"", "text/plain"))
     site.reactor = house.clock
-    doors = Doors(
-        site, house.clock, BOUNDS.handshake_seconds, BOUNDS.connections, BOUNDS.per_address
-    )
-    return doors, factory
+    doors = Doors(house.clock, BOUNDS.handshake_seconds, BOUNDS.connections, BOUNDS.per_address)
+    return doors.wrap(site), factory
 
 
 class Case(SynchronousTestCase):

@@ -122,9 +122,8 @@ def _loud(audio: bytes) -> bytes:
 
 
 async def _all(running: list[Deferred[None]]) -> None:
-    waiting: list[Deferred[None]] = []
+    """Come back when all have ended; they go on where this is cancelled."""
     for one in running:
         done: Deferred[None] = Deferred()
-        waiting.append(done)
         one.addCallback(tell, done)
-    await gatherResults(waiting)
+        await done

@@ -45,7 +45,7 @@ $(VENV)/.checkers: $(VENV)/.installed requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
-torture: $(VENV)/.installed
+torture: $(VENV)/.checkers
 	$(BIN)/python -m torture $(TORTURE)
 
 bench: $(VENV)/.peers

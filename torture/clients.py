@@ -11,6 +11,7 @@ from collections import deque
 from typing import Any
 
 from tests.speech import STEADY, clip, texts
+from torture import probes
 from torture.ledger import Recording
 from torture.line import Line, Lost
 from torture.rig import RETRY, Rig
@@ -76,6 +77,10 @@ class Actor:
         """Its connection."""
         if self._line is None:
             self._line = await self.rig.line(self.party)
+        while self._line.events:
+            event = self._line.events.pop()
+            if self.party not in (event["owner"], event["receiver"]):
+                self.rig.ledger.stranger("subscribe", event, {})
         return self._line
 
     def cut(self) -> None:
@@ -151,10 +156,16 @@ class Actor:
 
     async def take(self, recording: Recording) -> None:
         """Fetch and ack it, in one of several ways."""
+        chance = self.rng.random()
+        if 0.3 < chance < 0.4:
+            await probes.ack_too_early(self, recording)
+        elif 0.5 < chance < 0.6 and self.party != recording.owner:
+            await probes.cancel_as_receiver(self, recording)
+        elif 0.6 < chance < 0.7:
+            await probes.is_listed(self, recording)
         self.rig.happened("fetching")
         if not await self.fetch(recording):
             return
-        chance = self.rng.random()
         if chance < 0.2 and not await self.fetch(recording):
             return
         if chance > 0.8:
@@ -208,6 +219,7 @@ class Taker(Actor):
 
     async def run(self) -> None:
         """Until `closing`, and nothing is left to take."""
+        await self.ask(type="subscribe")
         while self.inbox or not self.closing:
             self.rig.check()
             if not self.inbox:
@@ -275,6 +287,8 @@ class Sender(Actor):
             if chance > 0.9:
                 recording.repeated = True
                 await self.submit(recording, audio)
+            elif chance > 0.8:
+                await probes.take_the_id(self, recording, audio + audio[-2:])
             for party in recording.sides:
                 self._inboxes[party].append(recording)
 
@@ -348,7 +362,4 @@ class Stranger(Actor):
             self.rig.ledger.stranger(request, answer, never)
         answer = await self.ask(type="list")
         self.rig.ledger.listed(self.party, answer)
-        if self._line is not None and self._line.heard_events:
-            self._line.heard_events = 0
-            self.rig.ledger.stranger("subscribe", {"type": "event"}, {})
         await self.ask(type="subscribe")

@@ -86,12 +86,12 @@ class Cuts(Fault):
     async def _cut(self, rig: Rig, frames: bytes, length: int) -> None:
         try:
             if length < 0:
-                client: Any = await clientFromString(rig.reactor, rig.daemon.endpoint).connect(
+                client: Any = await clientFromString(rig.reactor, rig.endpoint()).connect(
                     Factory.forProtocol(RawClient)
                 )
                 client.raw(handshake()[:length])
             else:
-                client = await handshaken(rig.reactor, rig.daemon.endpoint)
+                client = await handshaken(rig.reactor, rig.endpoint())
                 client.raw(frames[:length])
         except (ConnectError, Lost) as e:
             rig.ledger.broken(f"the daemon took no connection: {e}")

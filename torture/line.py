@@ -24,11 +24,11 @@ class Lost(Exception):
 class Line:
     """A connection that has said hello.
 
-    :ivar heard_events: how many events came unasked.
+    :ivar events: what came unasked.
     """
 
     def __init__(self, reactor: Any, client: RawClient) -> None:
-        self.heard_events = 0
+        self.events: list[dict[str, Any]] = []
         self._reactor = reactor
         self._client = client
         self._number = 0
@@ -75,7 +75,8 @@ class Line:
                 self._client.raw(frame(PONG, came[1]))
             elif came[0] == TEXT:
                 answer: dict[str, Any] = json.loads(came[1])
-                self.heard_events += answer["type"] == "event"
+                if answer["type"] == "event":
+                    self.events.append(answer)
                 if answer.get("ref") == ref:
                     return answer
 

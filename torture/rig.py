@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -83,6 +84,8 @@ class Rig:
         self.options: tuple[str, ...] = ()
         self.environment: dict[str, str] = {"PYTHONPATH": str(self.inject)}
         self._models = models
+        # Where many run side by side, somebody else could take the port between two daemons.
+        self._port = None if quick else _free_port()
         self._daemon: DaemonProcess | None = None
         self._expected = False
         self._logs: list[str] = []
@@ -110,6 +113,7 @@ class Rig:
             self.state,
             *("--model", str(CHECKPOINT)),
             *self.options,
+            *(("--listen", f"tcp:{self._port}:interface=127.0.0.1") if self._port else ()),
         )
         daemon = self._daemon
         daemon.ended.addCallback(self._ended, daemon)
@@ -185,12 +189,18 @@ class Rig:
 
     # For clients.
 
+    def endpoint(self) -> str:
+        """Where the daemon listens: one of its places."""
+        if self._port is None or self.rng.random() < 0.5:
+            return self.daemon.endpoint
+        return f"tcp:127.0.0.1:{self._port}"
+
     async def line(self, party: str) -> Line:
         """A connection, as soon as there is a daemon; raises :exc:`Over`."""
         while True:
             self.check()
             try:
-                return await Line.open(self.reactor, self.daemon.endpoint, party)
+                return await Line.open(self.reactor, self.endpoint(), party)
             except Lost:
                 await self.pause(RETRY)
 
@@ -236,6 +246,13 @@ def tell(result: T, also: Deferred[None]) -> T:
     if not also.called:
         also.callback(None)
     return result
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
 
 
 def _is_ours(pid: int) -> bool:

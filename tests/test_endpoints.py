@@ -265,3 +265,11 @@ class CertificateTests(SynchronousTestCase):
         for old in (SSL.TLS1_1_VERSION, SSL.TLS1_VERSION):
             error = self.assertRaises(SSL.Error, self.shake, files, old)
             self.assertIn("unsupported protocol", str(error))
+
+    def test_whatTheContextExcludes(self) -> None:
+        """As OpenSSL may refuse old versions by itself."""
+        made = Certificate({"privateKey": str(self.key), "certKey": str(self.cert)})
+        options = made._context.set_options(0)
+        for old in (SSL.OP_NO_SSLv3, SSL.OP_NO_TLSv1, SSL.OP_NO_TLSv1_1):
+            self.assertTrue(options & old)
+        self.assertFalse(options & (SSL.OP_NO_TLSv1_2 | SSL.OP_NO_TLSv1_3))

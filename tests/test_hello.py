@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
+import jwt
 from twisted.internet.defer import succeed
 from twisted.logger import capturedLogs, eventAsText
 from twisted.trial.unittest import SynchronousTestCase
@@ -13,12 +15,14 @@ from tests.fakes import House, Party
 from transcribed import tokens
 from transcribed.auth import FIRST_WAIT, FORGIVEN, LONGEST_WAIT
 from transcribed.tokens import TokenChecker
+from transcribed.webtokens import WebTokenChecker
 
 
 class HelloTests(SynchronousTestCase):
     """A whole house, and a file with the tokens of two parties."""
 
     def setUp(self) -> None:
+        self.patch(tokens, "LOG_N", 5)
         self.file = Path(self.mktemp())
         self.token = tokens.add(self.file, "anna")[0]
         self.other = tokens.add(self.file, "bjorn")[0]
@@ -51,6 +55,7 @@ class HelloTests(SynchronousTestCase):
         self.assertEqual((answer["type"], answer["party"], answer["ref"]), ("welcome", "anna", "r"))
         self.assertEqual(client.ask(type="list")["type"], "listing")
         client.session.lost()
+        self.assertEqual(len(self.house.doorkeeper.parties), 0)
         _, answer = self.hello(token=self.other)
         self.assertEqual(answer["party"], "bjorn")
 
@@ -117,3 +122,28 @@ class HelloTests(SynchronousTestCase):
         self.assertGreater(2 * LONGEST_WAIT, self.house.host.hello_seconds)
         for client in clients:
             self.assertEqual((client.heard()["type"], client.closed), ("welcome", None))
+
+    def test_aTokenThatEnds(self) -> None:
+        """In the middle of a connection, too, and nothing of its upload is left."""
+        secret = "s" * 32
+        self.file.write_text(secret)
+        exp = int(time.time()) + 3600
+        self.house.checkers = [WebTokenChecker(self.file)]
+        self.house.open()
+        self.house.clock.advance(exp - 60 - self.house.clock.seconds())
+        anna, _ = self.hello(jwt.encode({"sub": "anna", "exp": exp}, secret))
+        bjorn, _ = self.hello(jwt.encode({"sub": "bjorn", "exp": exp + 3600}, secret))
+        eva, _ = self.hello(jwt.encode({"sub": "eva", "exp": exp}, secret))
+        eva.session.lost()
+        anna.say(type="submit", id="m1")
+        self.house.clock.advance(59)
+        self.assertEqual(anna.ask(type="list")["type"], "listing")
+        self.house.clock.advance(1)
+        self.assertEqual(anna.heard()["reason"], "the credentials have expired")
+        self.assertEqual(anna.closed, (1008, "the credentials have expired"))
+        anna.session.lost()
+        self.assertEqual(self.house.spool.names(), [])
+        self.assertEqual(bjorn.ask(type="list")["type"], "listing")
+        self.assertEqual(eva.closed, None)
+        bjorn.session.lost()
+        self.assertEqual(len(self.house.doorkeeper.parties), 0)

@@ -44,7 +44,7 @@ class Entry:
     party: str
     salt: bytes
     hash: bytes
-    cost: tuple[int, int, int] = (LOG_N, R, P)
+    cost: tuple[int, int, int]
 
     def matches(self, secret: str) -> bool:
         """Whether it is the secret of this token; takes a while, whatever the answer."""
@@ -88,7 +88,8 @@ def new(party: str) -> tuple[str, Entry]:
     id = _text(secrets.token_bytes(ID_BYTES)).replace("-", "x").replace("_", "y")
     secret = secrets.token_urlsafe(SECRET_BYTES)
     salt = secrets.token_bytes(SALT_BYTES)
-    return f"{id}.{secret}", Entry(id, party, salt, _slow(secret, salt, (LOG_N, R, P)))
+    cost = (LOG_N, R, P)
+    return f"{id}.{secret}", Entry(id, party, salt, _slow(secret, salt, cost), cost)
 
 
 def read(path: Path) -> dict[str, Entry]:

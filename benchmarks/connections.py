@@ -6,7 +6,8 @@ their own. The situations:
 
 - ``quiet``: nobody else is there;
 - ``idle``: 10,000 connections come, subscribe, and do nothing: memory, processor use;
-- ``uploading``: 1,000 clients upload at the speed of speech, message after message;
+- ``uploading``: 1,000 clients upload at the speed of speech, one message of 10 to 60 s after the
+  other;
 - ``stalled``: 100 clients subscribe, ask for a long text all the time, and do not read;
 - ``flood-1``, ``flood-16``: so many ask for ``status`` as fast as they can, and read the answers;
 - ``deaf-1``, ``deaf-16``: the same, and do not read them.
@@ -14,14 +15,15 @@ their own. The situations:
 Meanwhile one client asks for ``status`` 20 times a second on its own connection, and once a second
 makes an exchange on a new one: connect, hello, a message of 1 s, until it is accepted. The table
 has the median and the 99th percentile of both, in milliseconds. Clients share the processors with
-the daemon: what each used, as a share of one core, is in the second table.
+the daemon: what each used, as a share of one core, is in the second table; ``waited`` is the share
+of the time that the daemon could have run and had no core. Memory is the daemon's own process',
+anonymous.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-import os
 import shutil
 import tempfile
 import traceback
@@ -42,10 +44,11 @@ from transcribed.admin import run
 
 DROPPED = "does not read: dropped"
 """What the daemon writes of a client that it drops at ``--max-unsent``."""
-SETTLE = 2.0
-"""Seconds between the last client's beginning and the measurement."""
+MANY = 50
+"""Of so many clients it is worth saying how much memory each takes."""
+SHARES = ("daemon", "waited", "workers", "clients")
 SAMPLE = 0.25
-"""Seconds between two samples of what is resident."""
+"""Seconds between two samples of the most memory."""
 PATIENCE = 300.0
 """Seconds that a crowd may take to begin."""
 SPARE = 1000
@@ -60,6 +63,7 @@ class Scale:
     :ivar frame: seconds of audio in a frame of an upload.
     :ivar unsent: the daemon's ``--max-unsent``.
     :ivar text_seconds: the length of the recording whose text is asked for and not read.
+    :ivar settle: seconds between the last client's beginning and the measurement.
     """
 
     seconds: float = 120.0
@@ -69,20 +73,22 @@ class Scale:
     frame: float = 0.25
     unsent: int = 2**24
     text_seconds: float = 600.0
+    settle: float = 2.0
 
 
-QUICK = Scale(seconds=3, idle=500, uploads=50, stalled=10, unsent=2**20, text_seconds=60)
+QUICK = Scale(
+    seconds=3, idle=500, uploads=50, stalled=5, unsent=2**18, text_seconds=300, settle=0.5
+)
+LONG = ("flood-1", "deaf-1")
+"""What a quick run leaves out, unless it is named."""
 
 
 def orders(scale: Scale) -> dict[str, Order | None]:
     """The situations, and which crowd comes in each."""
-    longest = min(60.0, scale.seconds)
     return {
         "quiet": None,
         "idle": Order("idle", scale.idle),
-        "uploading": Order(
-            "uploading", scale.uploads, frame=scale.frame, shortest=longest / 6, longest=longest
-        ),
+        "uploading": Order("uploading", scale.uploads, frame=scale.frame),
         "stalled": Order("stalled", scale.stalled, text_seconds=scale.text_seconds),
         "flood-1": Order("flooding", 1),
         "flood-16": Order("flooding", 16),
@@ -114,11 +120,11 @@ class Found:
     :ivar opening: seconds until they had all begun.
     :ivar arriving: what the well-behaved client was answered until then.
     :ivar lap: what it was answered when they had.
-    :ivar shares: the processor time of daemon, workers and clients, as shares of one core.
+    :ivar shares: processor time; see :meth:`benchmarks.stage.Usage.shares`.
     :ivar before: the daemon's memory before they came.
     :ivar during: the same at the end of the measurement.
     :ivar after: the same when they had gone.
-    :ivar most: the most that was resident, in kB.
+    :ivar most: the most anonymous memory that the daemon had, in kB.
     :ivar dropped: how many were dropped as they did not read.
     """
 
@@ -138,8 +144,8 @@ class Found:
 
     @property
     def each(self) -> float:
-        """kB of the daemon for each client of the crowd (proportional set size)."""
-        return (self.during.pss - self.before.pss) / max(1, self.count)
+        """kB of the daemon for each client of the crowd."""
+        return (self.during.anonymous - self.before.anonymous) / max(1, self.count)
 
     def figures(self) -> dict[str, Any]:
         """For the file."""
@@ -178,7 +184,7 @@ async def measure(
     async with Stage(reactor, folder, models, *options(scale)) as stage:
         regular = Regular(reactor, stage.endpoint)
         await regular.begin()
-        await stage.pause(SETTLE)
+        await stage.pause(scale.settle)
         regular.lap()
         before = stage.memory()
         most = Most(stage)
@@ -192,10 +198,9 @@ async def measure(
             await crowd.begun.addTimeout(PATIENCE, reactor)
             opening = reactor.seconds() - begun
         arriving = await regular.settled(regular.lap())
-        await stage.pause(SETTLE)
+        await stage.pause(scale.settle)
         regular.lap()
-        pids = {"daemon": [stage.daemon.pid], "workers": stage.workers}
-        usage = Usage(reactor, **pids, clients=[] if crowd is None else [crowd.pid])
+        usage = Usage(stage, crowd)
         dropped = stage.daemon.log.count(DROPPED)
         await stage.pause(scale.seconds)
         shares, during = usage.shares(), stage.memory()
@@ -203,7 +208,7 @@ async def measure(
         lap = await regular.settled(regular.lap())
         report = Report() if crowd is None else await crowd.leave()
         regular.end()
-        await stage.pause(SETTLE)
+        await stage.pause(scale.settle)
         sampling.stop()
         await sampled
         return Found(
@@ -224,7 +229,7 @@ async def measure(
 
 
 class Most:
-    """The most that the daemon had resident.
+    """The most anonymous memory that the daemon had.
 
     :ivar kib: in kB.
     """
@@ -235,8 +240,9 @@ class Most:
 
     def look(self) -> None:
         """Take a sample, in a way that does not keep the daemon from its work."""
-        pages = int(Path(f"/proc/{self._stage.daemon.pid}/statm").read_text().split()[1])
-        self.kib = max(self.kib, pages * os.sysconf("SC_PAGE_SIZE") // 1024)
+        for line in Path(f"/proc/{self._stage.daemon.pid}/status").read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                self.kib = max(self.kib, int(line.split()[1]))
 
 
 def answers(found: Sequence[Found]) -> str:
@@ -273,19 +279,19 @@ def costs(found: Sequence[Found]) -> str:
     """The table of what the situations cost."""
     rows = []
     for one in found:
-        memories = [one.before.pss, one.most, one.during.pss, one.after.pss]
+        memories = [one.before.anonymous, one.most, one.during.anonymous, one.after.anonymous]
         rows.append(
             [
                 title(one),
-                *(f"{share:.0%}" for share in one.shares.values()),
+                *(f"{one.shares.get(name, 0.0):.0%}" for name in SHARES),
                 *(f"{kib / 1024:.0f}" for kib in memories),
-                f"{one.each:.1f}" if one.count else "",
+                f"{one.each:.1f}" if one.count >= MANY else "",
                 str(one.report.lost),
                 str(one.dropped),
                 f"{one.report.answers / one.seconds:.0f}" if one.report.answers else "",
             ]
         )
-    names = ["daemon", "workers", "clients", "MiB before", "most (RSS)", "during", "after"]
+    names = [*SHARES, "MiB before", "most", "at the end", "after"]
     return table(["", *names, "kB each", "lost", "for unsent", "answers/s"], rows)
 
 
@@ -349,7 +355,7 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("situations", nargs="*", metavar="SITUATION", help="[all]")
-    parser.add_argument("--quick", action="store_true", help="little of everything, 3 s each")
+    parser.add_argument("--quick", action="store_true", help="little of most, 3 s each")
     parser.add_argument("--seconds", type=float, help="of each situation [120]")
     parser.add_argument("--idle", type=int, help="connections that do nothing [10000]")
     parser.add_argument("--uploads", type=int, help="clients that upload [1000]")
@@ -358,8 +364,10 @@ def main() -> None:
     parser.add_argument("--unsent", type=int, help="the daemon's --max-unsent [16 MiB]")
     parser.add_argument("--json", type=Path, metavar="FILE", help="add all figures to FILE")
     given = vars(parser.parse_args())
-    situations, file = given.pop("situations") or names, given.pop("json")
-    scale = QUICK if given.pop("quick") else Scale()
+    situations, file, quick = given.pop("situations"), given.pop("json"), given.pop("quick")
+    if not situations:
+        situations = [name for name in names if not (quick and name in LONG)]
+    scale = QUICK if quick else Scale()
     scale = replace(scale, **{key: value for key, value in given.items() if value is not None})
     for name in situations:
         if name not in names:

@@ -28,6 +28,8 @@ from tests.speech import RATE, recording
 
 SPEECH = 60
 """Seconds of speech that is said over and over."""
+SHORTEST, LONGEST = 10.0, 60.0
+"""Seconds of a message, from and to."""
 AT_ONCE = 100
 """So many connections are being opened at any moment."""
 RETRY = 0.5
@@ -84,16 +86,16 @@ class Uploader(Member):
         if answer.type == "welcome":
             crowd.begun(self)
             # Not all in the same step: their messages do not begin at once, either.
-            self._begin(crowd.rng.uniform(0, crowd.order.longest))
+            self._begin(crowd.rng.uniform(0, LONGEST))
         elif answer.type == "accepted":
             crowd.report.accepted.append(time.monotonic() - self._ended)
             self.say(type="cancel", id=answer.id)
         elif answer.type == "cancelled":
-            self._begin(crowd.rng.uniform(crowd.order.shortest, crowd.order.longest))
+            self._begin(crowd.rng.uniform(SHORTEST, LONGEST))
         elif answer.type == "error":
             self._left = 0
             crowd.refused(answer.code)
-            crowd.reactor.callLater(RETRY, self._begin, crowd.order.longest)
+            crowd.reactor.callLater(RETRY, self._begin, LONGEST)
 
     def _begin(self, seconds: float) -> None:
         if self.open:

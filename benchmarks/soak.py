@@ -132,7 +132,7 @@ async def soak(
         await stage.pause(_LEAST)
         before = opened(stage) + spooled(stage)
         watch = Watch(stage)
-        usage = Usage(reactor, daemon=[stage.daemon.pid], workers=stage.workers)
+        usage = Usage(stage)
         mixed.start()
         sampling = LoopingCall(watch.look)
         sampling.clock = reactor

@@ -35,8 +35,6 @@ class Order(msgspec.Struct):
     :ivar endpoint: of the daemon; :meth:`Stage.clients` puts it in.
     :ivar reading: whether those who flood read the answers.
     :ivar frame: seconds of audio in a frame.
-    :ivar shortest: seconds, of a message.
-    :ivar longest: seconds, of a message.
     :ivar text_seconds: the length of the message of which those who stall want the text.
     """
 
@@ -45,8 +43,6 @@ class Order(msgspec.Struct):
     endpoint: str = ""
     reading: bool = True
     frame: float = 0.25
-    shortest: float = 10.0
-    longest: float = 60.0
     text_seconds: float = 600.0
 
 
@@ -167,22 +163,34 @@ class Clients(ProcessProtocol):
             self.transport.signalProcess("KILL")
 
 
-class Usage:
-    """The processor time of processes since it was made, as shares of one core."""
+def waited_seconds(pid: int) -> float:
+    """How long a process' main thread could have run, and had no core (proc's schedstat)."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
 
-    def __init__(self, clock: Any, **pids: list[int]) -> None:
-        self._clock = clock
-        self._pids = pids
-        self._begun = clock.seconds()
-        self._used = {name: cpu_seconds(those) for name, those in pids.items()}
+
+class Usage:
+    """The processor time of a daemon, its workers and a crowd since it was made."""
+
+    def __init__(self, stage: Stage, crowd: Clients | None = None) -> None:
+        self._clock = stage.reactor
+        self._pid = stage.daemon.pid
+        self._pids = {"daemon": [self._pid], "workers": stage.workers}
+        if crowd is not None:
+            self._pids["clients"] = [crowd.pid]
+        self._begun = self._clock.seconds()
+        self._used = self._seconds()
+
+    def _seconds(self) -> dict[str, float]:
+        used = {name: cpu_seconds(pids) for name, pids in self._pids.items()}
+        return {**used, "waited": waited_seconds(self._pid)}
 
     def shares(self) -> dict[str, float]:
-        """By name; to be asked while they are there."""
+        """Shares of one core, by name; to be asked while all are there.
+
+        ``waited``: the share of the time that the daemon waited for a core to run on.
+        """
         passed = self._clock.seconds() - self._begun
-        return {
-            name: (cpu_seconds(those) - self._used[name]) / passed
-            for name, those in self._pids.items()
-        }
+        return {name: (now - self._used[name]) / passed for name, now in self._seconds().items()}
 
 
 class Stage:

@@ -15,6 +15,8 @@ from torture.rig import Rig
 
 _READY = "ready: model"
 _HUNG = "hung: no answer"
+# One that is loading a model may be silent for two minutes.
+_LONGEST_HANG = 150.0
 _PATTERNS = {
     # Of samples as quiet as the noise at a message's end, which they come before.
     name: b"".join(sample.to_bytes(2, "little", signed=True) for sample in samples * 16)
@@ -50,7 +52,7 @@ class ChildKills(Fault):
                 self._signal(rig, signal.SIGKILL, some)
         if not rig.quick:
             self._signal(rig, signal.SIGSTOP, rig.children())
-            if not await rig.logged(_HUNG, 120.0):
+            if not await rig.logged(_HUNG, _LONGEST_HANG):
                 rig.ledger.broken("that a child hangs was not found out")
 
     def _signal(self, rig: Rig, number: signal.Signals, pids: list[int]) -> None:

@@ -84,7 +84,8 @@ async def warm_up(reactor: Any, folder: Path) -> Path:
     rig = Rig(reactor, rig_folder, models, 0, True)
     rig.options = ("--workers", "1", "--threads", "1")
     rig.launch()
-    if not await rig.logged("ready: model", 120.0):
+    # The workers are started when the model is converted.
+    if not await rig.logged(" workers of ", 120.0):
         raise RuntimeError(f"the daemon does not start with {CHECKPOINT}:\n{rig.daemon.log}")
-    await rig.stop()
+    await rig.kill()
     return models

@@ -13,6 +13,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.fakes import House
+from tests.rawclient import PING, PONG, TEXT, frame
 from tests.sessioncase import Case
 from transcribed import requests
 from transcribed.interfaces import ISessionPeer
@@ -206,8 +207,8 @@ class Transport(StringTransport):
         self.producer = None
 
 
-class OriginTests(SynchronousTestCase):
-    """Of which sites browsers' pages may connect."""
+class SocketCase(SynchronousTestCase):
+    """Websockets over transports in memory, on the clock of a house."""
 
     def setUp(self) -> None:
         self.house = House(Path(self.mktemp()))
@@ -217,14 +218,16 @@ class OriginTests(SynchronousTestCase):
         self.assertEqual(self.house.clock.getDelayedCalls(), [])
         self.assertEqual(self.flushLoggedErrors(), [])
 
-    def allowed(self, origin: str | None, *bounds: str) -> bool:
-        """Whether a handshake from there succeeds."""
-        factory = SessionFactory(
-            lambda peer: Session(self.house.host, peer), Bounds(origins=tuple(bounds))
-        )
+    def connect(self, bounds: Bounds) -> tuple[Any, Transport]:
+        """A connection whose handshake has not begun."""
+        factory = SessionFactory(lambda peer: Session(self.house.host, peer), bounds)
         protocol = factory.buildProtocol(None)
         transport = Transport()
         protocol.makeConnection(transport)
+        return protocol, transport
+
+    def shake(self, protocol: Any, origin: str | None = None) -> None:
+        """Ask for a websocket."""
         lines = [
             "GET /ws HTTP/1.1",
             "Host: localhost:6000",
@@ -235,10 +238,65 @@ class OriginTests(SynchronousTestCase):
             *([] if origin is None else [f"Origin: {origin}"]),
         ]
         protocol.dataReceived("\r\n".join([*lines, "", ""]).encode())
-        status = int(transport.value().split()[1])
+
+    def lose(self, protocol: Any) -> None:
+        """It is over."""
         protocol.connectionLost(Failure(connectionDone.value))
+        self.assertEqual(protocol.factory.connections, set())
+
+
+class PingTests(SocketCase):
+    """Clients are pinged, and dropped when they do not answer."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.protocol, self.transport = self.connect(Bounds(ping_seconds=30.0))
+        self.shake(self.protocol)
+        self.protocol.dataReceived(frame(TEXT, b'{"type":"hello","party":"anna"}'))
+        self.transport.clear()
+
+    def pinged(self) -> bytes:
+        """The payload of the ping that came; nothing where none did."""
+        sent: bytes = self.transport.value()
+        self.transport.clear()
+        self.assertIn(sent[:1], (b"", bytes([0x80 | PING])))
+        return sent[2:]
+
+    # Autobahn's timers ring within a second.
+
+    def test_whoAnswersStays(self) -> None:
+        for _ in range(5):
+            self.house.clock.advance(29)
+            self.assertEqual(self.pinged(), b"")
+            self.house.clock.advance(1)
+            payload = self.pinged()
+            self.assertTrue(payload)
+            self.house.clock.advance(29)
+            self.protocol.dataReceived(frame(PONG, payload))
+        self.assertFalse(self.transport.disconnecting)
+        self.lose(self.protocol)
+
+    def test_whoDoesNotIsDropped(self) -> None:
+        self.house.clock.advance(30)
+        self.assertTrue(self.pinged())
+        self.house.clock.advance(29)
+        self.assertFalse(self.transport.disconnecting)
+        self.house.clock.advance(1)
+        self.assertTrue(self.transport.disconnecting)
+        self.lose(self.protocol)
+        self.assertEqual(len(self.house.doorkeeper.parties), 0)
+
+
+class OriginTests(SocketCase):
+    """Of which sites browsers' pages may connect."""
+
+    def allowed(self, origin: str | None, *bounds: str) -> bool:
+        """Whether a handshake from there succeeds."""
+        protocol, transport = self.connect(Bounds(origins=tuple(bounds)))
+        self.shake(protocol, origin)
+        status = int(transport.value().split()[1])
+        self.lose(protocol)
         self.assertIn(status, (101, 400, 403))
-        self.assertEqual(factory.connections, set())
         return status == 101
 
     def test_otherPrograms(self) -> None:

@@ -84,10 +84,12 @@ class PoisonedRecording(_Patterned):
 
     name = "poisoned recording"
     workers = 2
+    # Each of them ends three children, and who ends again and again is started ever later.
+    patience = 300.0
 
     async def inject(self, rig: Rig, crowd: Crowd) -> None:
         """See :class:`Fault`."""
-        for _ in range(1 if rig.quick else 6):
+        for _ in range(1 if rig.quick else 5):
             await self._send(rig, crowd, "deadly", poisoned=True)
             await rig.event("accepted", 4, 3.0)
 

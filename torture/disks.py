@@ -62,6 +62,8 @@ class FileSizeLimit(_DiskFault):
 
     def end(self, rig: Rig) -> None:
         """See :class:`_DiskFault`."""
+        if rig.daemon.ended.called:
+            return
         infinite = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
         resource.prlimit(rig.daemon.pid, resource.RLIMIT_FSIZE, infinite)
 

@@ -18,7 +18,7 @@ from tests.sessioncase import Case
 from transcribed import requests
 from transcribed.interfaces import ISessionPeer
 from transcribed.session import Session
-from transcribed.settings import Settings
+from transcribed.settings import OPTIONS, Settings, WrongValue
 from transcribed.websocket import Bounds, SessionFactory, SessionProtocol, _Backlog
 
 
@@ -125,6 +125,15 @@ class SettingsTests(SynchronousTestCase):
             self.assertEqual(contradiction is None, good, (most, owner, queue))
             if contradiction is not None:
                 self.assertIn("the longest recording would never be taken", contradiction)
+
+    def test_pings(self) -> None:
+        [option] = [option for option in OPTIONS if option.key == "ping-seconds"]
+        for good in (2, "2", 2.5, 3600):
+            self.assertEqual(option.check(good), float(good))
+        wrong: object
+        for wrong in (1.9, 0, -1, 3601, "nan", "inf", "x", True, []):
+            error = self.assertRaises(WrongValue, option.check, wrong)
+            self.assertEqual(str(error), "a number of seconds from 2 to 3600")
 
     def test_theDefaultsGoTogether(self) -> None:
         self.assertEqual(Settings.of().contradiction(), None)

@@ -54,7 +54,16 @@ def _seconds(most: float) -> Callable[[object], float]:
     return check
 
 
-_PING = _seconds(3600)
+def _ping(text: object) -> float:
+    # Autobahn's timers ring up to a second early: no client could answer in time.
+    wanted = "a number of seconds from 2 to 3600"
+    try:
+        seconds = _seconds(3600)(text)
+    except WrongValue:
+        raise WrongValue(wanted) from None
+    if seconds < 2:
+        raise WrongValue(wanted)
+    return seconds
 
 
 def _count(most: int) -> Callable[[object], int]:
@@ -173,7 +182,7 @@ OPTIONS = (
     Option("max-connections-per-address", 1000, "Of those, from one address.", _count(1_000_000)),
     Option("handshake-seconds", 10, "How long a handshake may take, TLS included.", _seconds(600)),
     Option("hello-seconds", 10, "How long a client may wait to say hello.", _seconds(600)),
-    Option("ping-seconds", 30, "How often clients are pinged, and may take to answer.", _PING),
+    Option("ping-seconds", 30, "How often clients are pinged, and may take to answer.", _ping),
     Option("upload-idle-seconds", 60, "How long an upload may bring nothing.", _seconds(86400)),
     Option("max-seconds", 7200, "The longest recording, in seconds.", _seconds(86400)),
     Option("max-bytes", 1_382_400_000, "The most bytes of one recording.", _count(2**50)),

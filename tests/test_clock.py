@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from tests.fakes import FakePool, House
@@ -74,6 +74,15 @@ class CalendarTests(SynchronousTestCase):
         self.assertEqual({*steps}, {0.0})
         self.assertAlmostEqual(self.calendar.now(), self.machine.wall, 3)
 
+    def test_aStepThatCouldNotBeFollowed(self) -> None:
+        before = self.calendar.now()
+        self.machine.wall += HOUR
+        self.calendar.undo(self.calendar.step())
+        self.assertEqual(self.calendar.now(), before)
+        self.machine.go(1.0)
+        self.assertEqual(self.calendar.now(), before + 1.0)
+        self.assertEqual((self.calendar.step(), self.calendar.step()), (HOUR, 0.0))
+
     def test_theMachinesOwnClocks(self) -> None:
         calendar = Calendar()
         self.assertLess(abs(calendar.now() - time.time()), 1.0)
@@ -132,6 +141,15 @@ class DaemonTests(TestCase):
                 kept = await daemon._store.look("anna", "m1", "anna", machine.wall)
                 self.assertEqual(kept.expires, machine.wall + HOUR)
                 self.assertEqual(kept.state, State.QUEUED)
+            # Where it cannot be stored, nothing expires, and it is tried again.
+            machine.wall += 48 * HOUR
+            broken = self.patch(daemon._store, "shift", lambda _: fail(OSError("full")))
+            await daemon._purge_now()
+            broken.restore()
+            self.assertEqual(len(self.flushLoggedErrors(OSError)), 1)
+            await daemon._purge_now()
+            kept = await daemon._store.look("anna", "m1", "anna", machine.wall)
+            self.assertEqual((kept.expires, kept.state), (machine.wall + HOUR, State.QUEUED))
             machine.go(HOUR + 1)
             await daemon._purge_now()
             gone = daemon._store.look("anna", "m1", "anna", machine.wall)

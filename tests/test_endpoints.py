@@ -6,6 +6,7 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from OpenSSL import SSL
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
@@ -188,6 +189,20 @@ class ListenTests(SynchronousTestCase):
             self.assertNotIn("\n", reason)
             self.assertNotIn("TOPSECRET", reason)
             self.assertEqual((listeners.ports, self.reactor.tcpServers), ([], []))
+
+    def test_aKeyWithAPassword(self) -> None:
+        """Nobody is asked for it, on whatever terminal."""
+        _, cert = write(self.folder)
+        made = ec.generate_private_key(ec.SECP256R1())
+        locked = self.folder / "locked.pem"
+        for form in (
+            serialization.PrivateFormat.PKCS8,
+            serialization.PrivateFormat.TraditionalOpenSSL,
+        ):
+            encryption = serialization.BestAvailableEncryption(b"password")
+            locked.write_bytes(made.private_bytes(serialization.Encoding.PEM, form, encryption))
+            reason = self.make(has_auth=True).listen(f"ssl:6000:privateKey={locked}:certKey={cert}")
+            self.assertEqual(reason, f"the key in {locked} has a password; it must have none")
 
     def test_reload(self) -> None:
         """A file that is no good keeps what was, and holds up no other one."""

@@ -39,8 +39,12 @@ class Certificate:
         if not found:
             raise ValueError(f"there is no certificate in {self._certificate}")
         chain = found[1:] + (_PEM.findall(self._chain.read_bytes()) if self._chain else [])
+        key = self._key.read_bytes()
+        if b"ENCRYPTED" in key:
+            # OpenSSL would ask for it on the terminal, and the daemon would stand still.
+            raise ValueError(f"the key in {self._key} has a password; it must have none")
         options = ssl.CertificateOptions(
-            privateKey=crypto.load_privatekey(crypto.FILETYPE_PEM, self._key.read_bytes()),
+            privateKey=crypto.load_privatekey(crypto.FILETYPE_PEM, key, b""),
             certificate=ssl.Certificate.loadPEM(found[0]).original,
             extraCertChain=[ssl.Certificate.loadPEM(each).original for each in chain],
             raiseMinimumTo=ssl.TLSVersion.TLSv1_2,

@@ -26,7 +26,7 @@ from tests.fuzzmessages import episodes
 
 ROUND = 100
 """So many houses are built, and left again, between two looks at the memory."""
-FRAMES_EVERY = 6
+FRAMES_EVERY = 3
 """In one of so many rounds the port is driven, in the others the core."""
 MOST_WRONG = 10
 MAX_GROWTH = 64 * 2**20

@@ -250,6 +250,17 @@ class KeysTests(Case):
         for wrong in (ec.generate_private_key(ec.SECP256K1()), dsa.generate_private_key(1024)):
             self.assertNoKeys(public_pem(wrong), "a key of a kind that is not for tokens")
 
+    def test_kindsThatAreNotKnownAtAll(self) -> None:
+        der = KEY.public_key().public_bytes(
+            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+        for known, unknown in (("2a8648ce3d0201", "2a8648ce3d0209"), ("3d030107", "3d030109")):
+            other = der.replace(bytes.fromhex(known), bytes.fromhex(unknown))
+            self.assertNotEqual(other, der)
+            lines = base64.encodebytes(other).decode()
+            content = f"-----BEGIN PUBLIC KEY-----\n{lines}-----END PUBLIC KEY-----\n".encode()
+            self.assertNoKeys(content, "a key of a kind that is not for tokens")
+
     def test_aSet(self) -> None:
         checker = self.checker({"keys": [jwk(KEY, kid="one"), jwk(OTHER, kid="two", use="sig")]})
         self.assertGood(checker, self.sign(GOOD, kid="one"))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jwt
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from cryptography.x509 import load_pem_x509_certificate
@@ -28,6 +29,7 @@ MIN_SECRET, MIN_RSA = 32, 2048
 LATEST = 2**53
 """Seconds since the epoch that no clock gets to, and a float can say."""
 _CURVES = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
+_WRONG_KIND = "it holds a key of a kind that is not for tokens"
 _SYMMETRIC = {"HS256", "HS384", "HS512"}
 _SECRET = re.compile(rb"[!-Z\\^-~][!-~]*")
 _PARTY = re.compile(r"[^\x00-\x1f\x7f-\x9f]{1,128}")
@@ -55,7 +57,7 @@ def _of_public(name: str | None, material: Any) -> Key:
             return Key(name, material, _CURVES[material.curve.name])
         case ed25519.Ed25519PublicKey() | ed448.Ed448PublicKey():
             return Key(name, material, "EdDSA")
-    raise ValueError("it holds a key of a kind that is not for tokens")
+    raise ValueError(_WRONG_KIND)
 
 
 def read(path: Path) -> list[Key]:
@@ -66,10 +68,8 @@ def read(path: Path) -> list[Key]:
     data = path.read_bytes().strip()
     if b"PRIVATE KEY-----" in data:
         raise ValueError("it holds a private key; only the public one belongs here")
-    if b"-----BEGIN CERTIFICATE" in data:
-        return [_of_public(None, load_pem_x509_certificate(data).public_key())]
     if b"-----BEGIN" in data:
-        return [_of_public(None, load_pem_public_key(data))]
+        return [_of_public(None, _from_pem(data))]
     if data.startswith(b"{"):
         return _from_set(data)
     # What is public in some other format must not be taken for a secret.
@@ -78,6 +78,15 @@ def read(path: Path) -> list[Key]:
     if len(data) < MIN_SECRET:
         raise ValueError(f"a shared secret must have {MIN_SECRET} bytes")
     return [Key(None, data, "HS256")]
+
+
+def _from_pem(data: bytes) -> Any:
+    try:
+        if b"-----BEGIN CERTIFICATE" in data:
+            return load_pem_x509_certificate(data).public_key()
+        return load_pem_public_key(data)
+    except UnsupportedAlgorithm as e:
+        raise ValueError(_WRONG_KIND) from e
 
 
 def _from_set(data: bytes) -> list[Key]:

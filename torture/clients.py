@@ -263,7 +263,7 @@ class Sender(Actor):
 
     def recording(self, receiver: str, short: bool = False) -> tuple[Recording, bytes]:
         """A new message and its audio."""
-        number = len(self.rig.ledger.recordings)
+        number = next(self.rig.numbers)
         name, audio = message(number, self.rng)
         recording = Recording(
             self.party, f"m{number}", receiver, texts()[name], audio[-MARK:], short

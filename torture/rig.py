@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import random
 import shutil
@@ -61,6 +62,7 @@ class Rig:
     :ivar state: the daemon's state directory.
     :ivar inject: a directory for what is to reach the daemon and its children; see
         :mod:`torture.injected`.
+    :ivar numbers: for messages: those that are alive at a time are to be near each other.
     :ivar injected: how many faults were injected.
     :ivar starts: how many daemons were started.
     :ivar internal: whether an `internal` error is no broken promise just now.
@@ -77,6 +79,7 @@ class Rig:
         self.inject = folder / "inject"
         self.inject.mkdir()
         shutil.copy(Path(__file__).with_name("injected.py"), self.inject / "sitecustomize.py")
+        self.numbers = itertools.count()
         self.injected = 0
         self.starts = 0
         self.internal = False

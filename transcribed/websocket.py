@@ -6,11 +6,14 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import txaio
 from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
 from autobahn.websocket.types import ConnectionDeny, ConnectionRequest
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.interfaces import IDelayedCall, IPushProducer
+from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from transcribed.addresses import source
@@ -21,6 +24,8 @@ from transcribed.wire import MAX_TEXT, SUBPROTOCOL
 
 GOING_AWAY, TOO_BIG, TRY_AGAIN_LATER = 1001, 1009, 1013
 """Close codes of RFC 6455, section 7.4.1, and of its registry at IANA."""
+MAX_CONTROL = 125
+"""The most bytes of a control frame: RFC 6455, section 5.5."""
 CLOSE_SECONDS = 2
 """So long a client may take to answer a close, and to hang up."""
 OWN_ORIGINS = tuple(
@@ -78,6 +83,7 @@ class SessionProtocol(WebSocketServerProtocol, ISessionPeer):  # type: ignore[mi
     address: str | None = None
     bearer: str | None = None
     closeHandshakeTimeoutCall: IDelayedCall | None
+    _hang_up: IDelayedCall | None = None
     factory: SessionFactory
 
     def onConnect(self, request: ConnectionRequest) -> str | None:
@@ -160,6 +166,37 @@ class SessionProtocol(WebSocketServerProtocol, ISessionPeer):  # type: ignore[mi
         session, self._session = self._session, None
         if session is not None:
             session.lost()
+
+    def dropConnection(self, abort: bool = False) -> None:
+        """End the connection: at once with `abort`, else when what was written is sent."""
+        # Autobahn resets it when the client has answered a close, or has sent one that is wrong,
+        # and with that what was written just before, its own close, is never sent.
+        abort = abort and not self.wasClean
+        super().dropConnection(abort)
+        if not abort and self._hang_up is None:
+            # Who does not read could hold it for ever, as could who does not end TLS.
+            self._hang_up = txaio.call_later(CLOSE_SECONDS, self.transport.abortConnection)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """The connection is gone."""
+        hang_up, self._hang_up = self._hang_up, None
+        if hang_up is not None and hang_up.active():
+            hang_up.cancel()
+        super().connectionLost(reason)
+
+    def dataReceived(self, data: bytes) -> None:
+        """Bytes came."""
+        # Autobahn would keep what comes after the end, as it still does over TLS.
+        if self.state != self.STATE_CLOSED:
+            super().dataReceived(data)
+
+    def onFrameData(self, payload: bytes) -> bool | None:
+        """Some bytes of a frame, control frames' too."""
+        if self.state != self.STATE_OPEN and self.current_frame.length > MAX_CONTROL:
+            # Autobahn has closed for its length, and would collect it all the same.
+            return None
+        result: bool | None = super().onFrameData(payload)
+        return result
 
     def send(self, payload: bytes) -> None:
         """Send a text frame, unless the client has stopped to read: then drop it."""

@@ -360,7 +360,3 @@ class OriginTests(SocketCase):
         mine = "http://[2001:db8::1]:8080"
         self.assertTrue(self.allowed(mine, mine))
         self.assertFalse(self.allowed("http://[2001:db8::2]:8080", mine))
-
-    test_addressesThatLookLikeThisMachines.todo = (  # type: ignore[attr-defined]
-        "Autobahn takes [::1] for a set of characters"
-    )

@@ -119,9 +119,14 @@ def _entry(line: str) -> Entry:
     return Entry(match[1], match[7], _bytes(match[5]), _bytes(match[6]), cost)
 
 
+def _comments(path: Path) -> list[str]:
+    return [line for line in path.read_text("utf-8").split("\n") if line.startswith("#")]
+
+
 @contextmanager
 def _changing(path: Path) -> Iterator[dict[str, Entry]]:
     """The entries of a file, which is written anew with what they are in the end."""
+    path = path.resolve()
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         # Two who change it at once do it one after the other.
@@ -129,7 +134,8 @@ def _changing(path: Path) -> Iterator[dict[str, Entry]]:
         before = path.stat() if path.exists() else None
         entries = read(path) if before is not None else {}
         yield entries
-        text = "".join(f"{entry.line()}\n" for entry in entries.values())
+        lines = _comments(path) if before is not None else []
+        text = "".join(f"{line}\n" for line in [*lines, *(e.line() for e in entries.values())])
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
             with open(descriptor, "w", encoding="utf-8") as file:

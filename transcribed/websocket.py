@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,12 +29,9 @@ MAX_CONTROL = 125
 """The most bytes of a control frame: RFC 6455, section 5.5."""
 CLOSE_SECONDS = 2
 """So long a client may take to answer a close, and to hang up."""
-OWN_ORIGINS = tuple(
-    f"{scheme}://{host}:*"
-    for scheme in ("http", "https")
-    for host in ("localhost", "127.0.0.1", "[::1]")
-)
-"""Pages of the very machine that the browser runs on."""
+OWN_ORIGINS = re.compile(r"https?://(localhost|127\.0\.0\.1|::1):\d+\Z")
+"""Pages of the very machine that the browser runs on, as Autobahn shows them: with their port, and
+without the brackets of an IPv6 address."""
 
 
 @dataclass(frozen=True)
@@ -259,9 +257,10 @@ class SessionFactory(WebSocketServerFactory):  # type: ignore[misc]
             autoPingTimeout=bounds.ping_seconds,
             tcpNoDelay=True,
             # Browsers say which page asks. Other programs mostly send no Origin.
-            allowedOrigins=[*OWN_ORIGINS, *map(_with_port, bounds.origins)],
             allowNullOrigin=False,
         )
+        # Autobahn's own allowedOrigins takes the brackets of [::1] for a pattern's.
+        self.allowedOriginsPatterns = [OWN_ORIGINS, *map(_pattern, bounds.origins)]
 
     def full(self, address: str | None) -> str | None:
         """Why no connection from there can be had; None where one can."""
@@ -297,9 +296,9 @@ class SessionFactory(WebSocketServerFactory):  # type: ignore[misc]
         return gone
 
 
-def _with_port(origin: str) -> str:
+def _pattern(origin: str) -> re.Pattern[str]:
     scheme, _, rest = origin.partition("://")
-    _, colon, port = rest.rpartition(":")
-    if colon and port.isdecimal():
-        return origin
-    return f"{origin}:{443 if scheme == 'https' else 80}"
+    host, colon, port = rest.rpartition(":")
+    if not (colon and port.isdecimal()):
+        host, port = rest, "443" if scheme == "https" else "80"
+    return re.compile(re.escape(f"{scheme}://{host.strip('[]')}:{port}") + r"\Z")

@@ -78,14 +78,14 @@ class FileTests(Case):
         self.assertEqual(self.file.stat().st_mode & 0o777, 0o640)
 
     def test_remarksAndLinksStay(self) -> None:
-        tokens.add(self.path, "anna")
-        self.path.write_text("# Whose these are\n" + self.path.read_text())
-        link = self.path.with_name("link")
-        link.symlink_to(self.path)
+        self.add()
+        self.file.write_text("# Whose these are\n" + self.file.read_text())
+        link = self.file.with_name("link")
+        link.symlink_to(self.file)
         tokens.add(link, "bjorn")
         self.assertTrue(link.is_symlink())
-        self.assertEqual(self.path.read_text().split("\n", 1)[0], "# Whose these are")
-        parties = [entry.party for entry in tokens.read(self.path).values()]
+        self.assertEqual(self.file.read_text().split("\n", 1)[0], "# Whose these are")
+        parties = [entry.party for entry in tokens.read(self.file).values()]
         self.assertEqual(parties, ["anna", "bjorn"])
 
     def test_addReplaces(self) -> None:

@@ -81,7 +81,7 @@ class FileTests(Case):
         self.add()
         self.file.write_text("# Whose these are\n" + self.file.read_text())
         link = self.file.with_name("link")
-        link.symlink_to(self.file)
+        link.symlink_to(self.file.absolute())
         tokens.add(link, "bjorn")
         self.assertTrue(link.is_symlink())
         self.assertEqual(self.file.read_text().split("\n", 1)[0], "# Whose these are")

@@ -98,6 +98,8 @@ class LeakingChild(_Patterned):
     """A child that grows by gigabytes must be replaced, and what it heard be delivered."""
 
     name = "leaking child"
+    # Not everybody who runs the tests has that much memory to spare.
+    in_quick = False
 
     def missing(self) -> str | None:
         """See :class:`Fault`."""

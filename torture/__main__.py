@@ -1,7 +1,8 @@
 """``python -m torture [--quick] [--seed N] [--only FAULT …] [--json FILE]``
 
 Injects one fault after another into a real daemon, while clients check what it promises them, and
-prints what was counted. The exit status is 0 when every promise was kept.
+prints what was counted. The exit status is 0 when every promise was kept. Where the environment's
+``TORTURE_LOGS`` names a directory, the daemons' logs are kept there.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from twisted.internet.task import deferLater
 
 from tests.daemonprocess import DaemonProcess
 from tests.speech import CHECKPOINT
+from torture.evidence import traces
 from torture.ledger import Ledger, Recording
 from torture.line import Line, Lost
 
@@ -239,8 +240,6 @@ class Rig:
 
     def traces(self, recording: Recording) -> list[str]:
         """The files of the spool that hold anything of a recording."""
-        from torture.evidence import traces
-
         return traces(self.state / "spool", recording)
 
 

@@ -17,10 +17,10 @@ from twisted.python.threadpool import ThreadPool
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from tests.fakes import ImmediateSpool
-from transcribed.disk import Disk
+from transcribed.disk import RETRY_FULL_DISK, Disk
 from transcribed.errors import Busy
 from transcribed.recognition import CTCResult, Run, StoredWindow, Transcription, Word, WordsResult
-from transcribed.spool import RETRY_FULL_DISK, Intake, Spool
+from transcribed.spool import Intake, Spool
 from transcribed.transcript import State
 
 TEXT = Transcription("hej då", [Word("hej", 0.0, 0.5, 0.75), Word("då", 0.5, 1.0, 1.0)])

@@ -31,6 +31,9 @@ from transcribed.speech import Recognizer, Sound, Span, load
 LONGEST_REASON = 500
 """Characters of an error's reason that go to the parent: AMP ends on values over 65,535 bytes."""
 
+NICENESS = 5
+"""By so much a worker is less urgent than the daemon, see nice(2)."""
+
 T = TypeVar("T")
 
 
@@ -49,6 +52,8 @@ class Worker(AMPChild):  # type: ignore[misc]
         # daemon. Anybody may raise this of a process of theirs; where it cannot be, so be it.
         with contextlib.suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text("500")
+        # The daemon answers clients in moments; a window takes seconds, and can wait for that.
+        os.nice(NICENESS)
         # Ctrl-C in a terminal reaches the whole group; the parent decides when its workers end.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self._thread = ThreadPool(1, 1, "inference")

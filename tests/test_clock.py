@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from tests.fakes import FakePool, House
 from tests.storagecase import transcript
-from transcribed.clock import TOLERANCE, Calendar, steady
+from transcribed.clock import TOLERANCE, Calendar, Reading, steady
 from transcribed.errors import Gone
 from transcribed.service import Daemon, StateDirectory
 from transcribed.settings import Settings
@@ -30,7 +30,7 @@ class Machine:
 
     def calendar(self) -> Calendar:
         """A calendar by them."""
-        return Calendar(lambda: self.wall, lambda: self.passed)
+        return Calendar(lambda: self.wall, lambda: self.passed, lambda: "this")
 
     def go(self, seconds: float, drift: float = 0.0) -> None:
         """Time passes."""
@@ -104,7 +104,8 @@ class HouseTests(SynchronousTestCase):
             house.desk.now = house.desk._uploads.now = lambda h=house, o=offset: (  # type: ignore
                 h.clock.seconds() + o
             )
-            self.successResultOf(house.store.shift(moved))
+            for way in (0.0, moved):
+                self.successResultOf(house.store.follow(Reading("this", way)))
             house.clock.advance(59)
             house.purge()
             self.assertEqual(anna.ask(type="status", id="m1")["state"], "ready")
@@ -123,12 +124,11 @@ class DaemonTests(TestCase):
     async def test_thePurge(self) -> None:
         path = Path(self.mktemp())
         state = StateDirectory(path)
-        SQLiteStore.prepare(path / "transcripts.sqlite")
-        settings = Settings.of(listen=(), state=path, model="fake")
-        daemon = Daemon(settings, reactor, state, FakePool())
         machine = Machine()
-        daemon._calendar = machine.calendar()
-        daemon._desk.now = daemon._calendar.now
+        calendar = machine.calendar()
+        SQLiteStore.prepare(path / "transcripts.sqlite", calendar.reading)
+        settings = Settings.of(listen=(), state=path, model="fake")
+        daemon = Daemon(settings, reactor, state, FakePool(), calendar=calendar)
         # Not all of it: its own purging would come in between.
         daemon._threads.start()
         try:
@@ -143,10 +143,18 @@ class DaemonTests(TestCase):
                 self.assertEqual(kept.state, State.QUEUED)
             # Where it cannot be stored, nothing expires, and it is tried again.
             machine.wall += 48 * HOUR
-            broken = self.patch(daemon._store, "shift", lambda _: fail(OSError("full")))
+            broken = self.patch(daemon._store, "follow", lambda _: fail(OSError("full")))
             await daemon._purge_now()
             broken.restore()
             self.assertEqual(len(self.flushLoggedErrors(OSError)), 1)
+            await daemon._purge_now()
+            kept = await daemon._store.look("anna", "m1", "anna", machine.wall)
+            self.assertEqual((kept.expires, kept.state), (machine.wall + HOUR, State.QUEUED))
+            # The next daemon finds out what was done while there was none.
+            machine.wall += 48 * HOUR
+            later = machine.calendar().reading
+            self.assertEqual(SQLiteStore.prepare(path / "transcripts.sqlite", later), 48 * HOUR)
+            calendar.step()
             await daemon._purge_now()
             kept = await daemon._store.look("anna", "m1", "anna", machine.wall)
             self.assertEqual((kept.expires, kept.state), (machine.wall + HOUR, State.QUEUED))

@@ -196,7 +196,7 @@ class PrepareTests(SQLiteTestCase):
 
     def test_makesTheTables(self) -> None:
         SQLiteStore.prepare(self.path)
-        self.assertEqual(self.tables(), ["transcripts"])
+        self.assertEqual(self.tables(), ["clock", "transcripts"])
         self.assertEqual(self.version(), max(sqlite._schemas()))
         self.assertEqual(stat.S_IMODE(self.path.stat().st_mode), 0o600)
 
@@ -244,7 +244,7 @@ class PrepareTests(SQLiteTestCase):
             self.patchSchemas("CREATE TABLE one (a);", "CREATE TABLE two (a); -- the end")
             again = self.open()
             self.assertEqual(self.version(), version + 2)
-            self.assertEqual(self.tables(), ["one", "transcripts", "two"])
+            self.assertEqual(self.tables(), ["clock", "one", "transcripts", "two"])
             self.assertEqual(await again.look("anna", "m1", "anna", NOW), accepted)
 
         return self.later(work())
@@ -254,14 +254,14 @@ class PrepareTests(SQLiteTestCase):
         version = self.version()
         self.patchSchemas("CREATE TABLE one (a); DROP TABLE transcripts; CREATE TABLE one (a);")
         self.assertRaises(sqlite3.Error, SQLiteStore.prepare, self.path)
-        self.assertEqual((self.tables(), self.version()), (["transcripts"], version))
+        self.assertEqual((self.tables(), self.version()), (["clock", "transcripts"], version))
 
     def test_upgradesAreDoneTogetherOrNotAtAll(self) -> None:
         SQLiteStore.prepare(self.path)
         version = self.version()
         self.patchSchemas("CREATE TABLE one (a);", "CREATE TABLE two (a); rubbish;")
         self.assertRaises(sqlite3.Error, SQLiteStore.prepare, self.path)
-        self.assertEqual((self.tables(), self.version()), (["transcripts"], version))
+        self.assertEqual((self.tables(), self.version()), (["clock", "transcripts"], version))
 
     def test_firstSchemaToPresent(self) -> Deferred[None]:
         """A database of the first release is taken over with all that is in it."""
@@ -409,7 +409,7 @@ class OldVersionTests(SQLiteTestCase):
     def test_copy(self) -> None:
         self.addCleanup(os.umask, os.umask(0))
         self.upgrade()
-        self.assertEqual(self.tables(), ["more", "transcripts"])
+        self.assertEqual(self.tables(), ["clock", "more", "transcripts"])
         self.assertEqual(self.copies(), {self.name: ["k1"]})
 
     def test_noneWithoutUpgrade(self) -> None:
@@ -419,7 +419,7 @@ class OldVersionTests(SQLiteTestCase):
     def test_itIsThereWhenTheUpgradeFails(self) -> None:
         for _ in range(3):
             self.assertRaises(sqlite3.Error, self.upgrade, "CREATE TABLE more (a); rubbish;")
-            self.assertEqual(self.tables(), ["transcripts"])
+            self.assertEqual(self.tables(), ["clock", "transcripts"])
             # What is the same is not kept twice.
             self.assertEqual(self.copies(), {self.name: ["k1"]})
 
@@ -449,5 +449,5 @@ class OldVersionTests(SQLiteTestCase):
 
         with mock.patch.object(os, "fsync", full):
             self.assertRaises(OSError, self.upgrade)
-        self.assertEqual(self.tables(), ["transcripts"])
+        self.assertEqual(self.tables(), ["clock", "transcripts"])
         self.assertEqual(self.copies(), {})

@@ -12,6 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.fakes import ImmediateStore
 from tests.storagecase import CREATED, EXPIRES, NOW, TTL, transcript
+from transcribed.clock import Reading
 from transcribed.errors import Gone, IdTaken, NotFetched, UnknownId
 from transcribed.storage._base import COLUMNS, SQLStore
 from transcribed.transcript import ENDED, FINISHED, Change, Sides, State, Transcript
@@ -264,14 +265,23 @@ class StrangerTests(StoreTestCase):
         self.assertRefuses(UnknownId, self.store.look("anna", "m2", "bjorn", NOW))
 
 
-class ShiftTests(StoreTestCase):
-    """:meth:`SQLStore.shift`."""
+class ClockTests(StoreTestCase):
+    """:meth:`SQLStore.follow`."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.offset = 1e9
+        self.assertEqual(self.follow(), 0.0, "the first time")
+
+    def follow(self, moved: float = 0.0, boot: str = "this") -> float:
+        self.offset += moved
+        return self.successResultOf(self.store.follow(Reading(boot, self.offset)))
 
     def test_allTimesOfAll(self) -> None:
         waiting, ready = self.accept(), self.ready("k2", id="m2")
         ended = self.accept("k3", id="m3", state=State.CANCELLED, forget=EXPIRES + 7)
         for by in (3600.25, -7200.5):
-            self.successResultOf(self.store.shift(by))
+            self.assertEqual(self.follow(by), by)
         moved = -3600.25
         for before in (waiting, ready, ended):
             after = self.stored(before.key)
@@ -285,14 +295,28 @@ class ShiftTests(StoreTestCase):
 
     def test_livesAsLongAsPromised(self) -> None:
         self.ready()
-        self.successResultOf(self.store.shift(1e6))
+        self.follow(1e6)
         self.assertEqual(self.successResultOf(self.store.expire(EXPIRES + 1e6 - 0.001)), [])
         expired = self.successResultOf(self.store.expire(EXPIRES + 1e6))
         self.assertEqual([t.forget for t in expired], [EXPIRES + TTL + 1e6])
 
-    def test_nothingThere(self) -> None:
-        self.successResultOf(self.store.shift(1))
-        self.assertEqual(self.rows(), [])
+    def test_onceForEachTime(self) -> None:
+        self.accept()
+        self.assertEqual([self.follow(50.0), self.follow(), self.follow()], [50.0, 0.0, 0.0])
+        self.assertEqual(self.stored().expires, EXPIRES + 50.0)
+
+    def test_littleIsNoSettingOfAClock(self) -> None:
+        self.accept()
+        self.assertEqual([self.follow(1.5), self.follow(-1.5)], [0.0, 0.0])
+        self.assertEqual(self.stored().expires, EXPIRES)
+
+    def test_anotherStartOfTheMachine(self) -> None:
+        """Nothing is known of what its clock did meanwhile."""
+        self.accept()
+        self.assertEqual(self.follow(1e6, boot="next"), 0.0)
+        self.assertEqual(self.stored().expires, EXPIRES)
+        self.assertEqual(self.follow(10.0, boot="next"), 10.0, "from then on it is")
+        self.assertEqual(self.stored().expires, EXPIRES + 10.0)
 
 
 class AcknowledgeTests(StoreTestCase):

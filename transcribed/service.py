@@ -51,6 +51,7 @@ DRAIN_SECONDS = 30.0
 SETTLE_SECONDS = 5.0
 """So long it may take then to send the texts that clients wait for."""
 DISK_THREADS = 4
+CLOCK_SET = "the clock was set by {moved} s: what is kept has moved along"
 SPARE_FILES = 1000
 """Files that are open besides connections and uploads, with some to spare."""
 
@@ -86,6 +87,7 @@ class Daemon(Service):
     :param pool: the recognizers.
     :param checkers: who knows clients' credentials; without any, they need none.
     :param refusal: is raised, with one line, where it cannot listen.
+    :param calendar: the time of day; by default this machine's.
     :ivar metrics: what Prometheus is told; whoever has something to count tells them.
     """
 
@@ -100,6 +102,7 @@ class Daemon(Service):
         pool: IRecognizerPool,
         checkers: Sequence[Any] = (),
         refusal: type[BaseException] = SystemExit,
+        calendar: Calendar | None = None,
     ) -> None:
         self._settings = settings
         self._reactor = reactor
@@ -107,7 +110,7 @@ class Daemon(Service):
         self._pool = pool
         self._refusal = refusal
         self._threads = ThreadPool(0, DISK_THREADS, "disk")
-        self._calendar = Calendar()
+        self._calendar = calendar or Calendar()
         self._store = SQLiteStore(state.path / "transcripts.sqlite", reactor)
         disk = Disk(settings.disk_quota, settings.min_free_disk)
         spool = Spool(state.path / "spool", reactor, self._threads, disk)
@@ -285,11 +288,11 @@ class Daemon(Service):
         if not moved:
             return
         try:
-            await self._store.shift(moved)
+            await self._store.follow(self._calendar.reading)
         except BaseException:
             self._calendar.undo(moved)
             raise
-        self._log.warn("the clock was set by {moved} s: what is kept has moved along", moved=moved)
+        self._log.warn(CLOCK_SET, moved=moved)
 
     def _purge(self) -> Deferred[None]:
         return Deferred.fromCoroutine(self._purge_now())
@@ -345,9 +348,12 @@ def make_daemon(settings: Settings, reactor: Any, in_foreground: bool) -> Daemon
     )
     try:
         state = StateDirectory(settings.state)
-        SQLiteStore.prepare(state.path / "transcripts.sqlite")
+        calendar = Calendar()
+        moved = SQLiteStore.prepare(state.path / "transcripts.sqlite", calendar.reading)
+        if moved:
+            Daemon._log.warn(CLOCK_SET, moved=moved)
         refusal = SystemExit if in_foreground else CannotStart
-        daemon = Daemon(settings, reactor, state, pool, checkers, refusal)
+        daemon = Daemon(settings, reactor, state, pool, checkers, refusal, calendar)
         pool.whenLost = daemon.metrics.restarted
         return daemon
     except StateInUse:

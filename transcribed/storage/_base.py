@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from twisted.enterprise.adbapi import ConnectionPool, Transaction
 from twisted.internet.defer import Deferred
 
+from transcribed.clock import Reading
 from transcribed.errors import IdTaken, UnknownId
 from transcribed.transcript import ENDED, UNFINISHED, Change, Sides, State, Transcript
 
@@ -46,6 +47,23 @@ def _to_row(transcript: Transcript, columns: Iterable[str]) -> list[Any]:
         "state": transcript.state.value,
     }
     return [flat[c] if c in flat else getattr(transcript, c) for c in columns]
+
+
+def follow(db: Any, reading: Reading) -> float:
+    """See :meth:`SQLStore.follow`; in a transaction of the cursor `db`."""
+    db.execute("SELECT boot, boot_time FROM clock")
+    row = db.fetchone()
+    moved = reading.moved_since(Reading(*row)) if row else 0.0
+    if moved:
+        db.execute(
+            "UPDATE transcripts"
+            " SET created = created + ?, expires = expires + ?, forget = forget + ?",
+            (moved, moved, moved),
+        )
+    if moved or row is None or row[0] != reading.boot:
+        db.execute("DELETE FROM clock")
+        db.execute("INSERT INTO clock VALUES (?, ?)", (reading.boot, reading.offset))
+    return moved
 
 
 class SQLStore:
@@ -193,20 +211,12 @@ class SQLStore:
 
         return self._run(work)
 
-    def shift(self, seconds: float) -> Deferred[None]:
-        """Put all times later by so many seconds, or earlier if it is negative.
+    def follow(self, reading: Reading) -> Deferred[float]:
+        """Move all times along where the machine's clock was set since it was read last.
 
-        For when the machine's clock was set: all live as long as they were promised to.
+        So that all live as long as they were promised to. Answers by how many seconds.
         """
-
-        def work(db: Transaction) -> None:
-            db.execute(
-                "UPDATE transcripts"
-                " SET created = created + ?, expires = expires + ?, forget = forget + ?",
-                (seconds, seconds, seconds),
-            )
-
-        return self._run(work)
+        return self._run(lambda db: follow(db, reading))
 
     def unfinished(self) -> Deferred[list[Transcript]]:
         """All that are still to be transcribed, oldest first."""

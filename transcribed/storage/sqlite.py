@@ -13,8 +13,9 @@ from pathlib import Path
 from twisted.enterprise.adbapi import ConnectionPool
 from twisted.internet.interfaces import IReactorCore
 
+from transcribed.clock import Reading
 from transcribed.spool import sync_directory
-from transcribed.storage._base import SQLStore
+from transcribed.storage._base import SQLStore, follow
 
 
 def _schemas() -> dict[int, str]:
@@ -119,8 +120,11 @@ class SQLiteStore(SQLStore):
         )
 
     @staticmethod
-    def prepare(path: Path) -> None:
+    def prepare(path: Path, reading: Reading | None = None) -> float:
         """Make the file, or upgrade its tables, a copy being kept beside it; waits for the disk.
+
+        Then what :meth:`SQLStore.follow` does, where the machine's clock is given: nothing may
+        expire before that.
 
         Raises :exc:`sqlite3.DatabaseError` where it is not a database, damaged, or of a newer
         version, and :exc:`OSError`; the file is then as it was, an upgrade done as a whole or not
@@ -144,3 +148,9 @@ class SQLiteStore(SQLStore):
                 connection.executescript(
                     f"BEGIN; {script}\n; PRAGMA user_version = {max(schemas)}; COMMIT;"
                 )
+            if reading is None:
+                return 0.0
+            connection.execute("BEGIN")
+            moved = follow(connection.cursor(), reading)
+            connection.execute("COMMIT")
+            return moved

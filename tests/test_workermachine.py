@@ -432,15 +432,6 @@ class BackoffTests(PoolTestCase):
         self.answer()
         self.die(0.5)
 
-    def test_notAtWork(self) -> None:
-        """What a window does to its worker is no reason to have the next one wait longer."""
-        self.ready()
-        for _ in range(4):
-            for _ in self.pool._free.copy():
-                self.transcribe().addErrback(lambda f: f.trap(RecognitionFailed))
-            self.die(0.5)
-            self.load("worker 1")
-
     def test_limit(self) -> None:
         self.ready()
         for wait in (0.5, 1, 2, 4, 8, 16, 30, 30):

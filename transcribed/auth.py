@@ -37,6 +37,10 @@ FORGIVEN = 600.0
 """Seconds after its last wrong try at which an address is like any other again."""
 MOST_ADDRESSES = 10_000
 """So many addresses with wrong tries are remembered, the latest ones."""
+MOST_WAITING = 200
+"""So many tries of one address may stand in line."""
+ALL = ""
+"""The line of all, which is no address."""
 LONGEST_TIMER = 86400.0
 
 
@@ -47,7 +51,12 @@ class IParty(Interface):
 
 
 class Mind(Protocol):
-    """The client's side of an avatar."""
+    """The client's side of an avatar.
+
+    :ivar closed: whether the client is gone.
+    """
+
+    closed: bool
 
     def dismiss(self, reason: str) -> None:
         """Its credentials are good no more: end its connection."""
@@ -173,20 +182,14 @@ class _Suspects:
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
         self._wrong: OrderedDict[str, tuple[int, float]] = OrderedDict()
-        self._turn: dict[str, float] = {}
 
-    def wait(self, address: str) -> float | None:
-        """Seconds until it is this try's turn; None where too many are waiting already."""
-        now = self._clock.seconds()
+    def wait(self, address: str) -> float:
+        """Seconds that the next try from there has to wait."""
         wrong, last = self._wrong.get(address, (0, 0.0))
-        if not wrong or now - last > FORGIVEN:
+        if not wrong or self._clock.seconds() - last > FORGIVEN:
             return 0.0
-        turn: float = max(now, self._turn.get(address, now))
-        if turn - now > LONGEST_WAIT:
-            return None
-        pause: float = min(FIRST_WAIT * 2 ** min(wrong - 1, 16), LONGEST_WAIT)
-        self._turn[address] = turn + pause
-        return turn + pause - now
+        pause: float = FIRST_WAIT * 2 ** min(wrong - 1, 16)
+        return min(pause, LONGEST_WAIT)
 
     def was_wrong(self, address: str) -> None:
         """Wrong credentials came from there."""
@@ -194,7 +197,60 @@ class _Suspects:
         wrong, last = self._wrong.pop(address, (0, now))
         self._wrong[address] = (1 if now - last > FORGIVEN else wrong + 1, now)
         while len(self._wrong) > MOST_ADDRESSES:
-            self._turn.pop(self._wrong.popitem(last=False)[0], None)
+            self._wrong.popitem(last=False)
+
+
+class _Lines:
+    """Lines that tries stand in, each by its name; who is at the front of one may go on."""
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self._clock = clock
+        self._locks: dict[str, DeferredLock] = {}
+
+    def __len__(self) -> int:
+        """How many lines there are."""
+        return len(self._locks)
+
+    def length(self, name: str) -> int:
+        """How many wait in a line, besides who is at its front."""
+        return len(self._locks[name].waiting) if name in self._locks else 0
+
+    def front(self, name: str) -> _Front:
+        """To be entered (``async with``) when one has come to the front of a line."""
+        return _Front(self, name)
+
+    def enter(self, name: str) -> Deferred[Any]:
+        """Fires at the front of a line."""
+        return self._locks.setdefault(name, DeferredLock()).acquire()
+
+    def leave(self, name: str) -> None:
+        """Whoever is at the front of a line leaves it."""
+        if self._locks[name].waiting:
+            # Not from within: of those who are done at once each would run in the one before.
+            self._clock.callLater(0.0, self._next, name)
+        else:
+            self._next(name)
+
+    def _next(self, name: str) -> None:
+        lock = self._locks[name]
+        lock.release()
+        # The next one may be done, and have left, within that.
+        if not lock.locked and self._locks.get(name) is lock:
+            del self._locks[name]
+
+
+class _Front:
+    """The front of a line."""
+
+    def __init__(self, lines: _Lines, name: str) -> None:
+        self._lines = lines
+        self._name = name
+
+    async def __aenter__(self) -> None:
+        await self._lines.enter(self._name)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._lines.leave(self._name)
 
 
 Admission = tuple[Party, Callable[[], None]]
@@ -217,7 +273,7 @@ class Doorkeeper:
         self._checkers = list(checkers)
         self._clock = clock
         self._suspects = _Suspects(clock)
-        self._trying: dict[str, DeferredLock] = {}
+        self._lines = _Lines(clock)
         self.parties = Parties(clock, now)
         checker = AnyOf(self._checkers) if self._checkers else Trusting()
         self.wrong_login: Callable[[], None] = lambda: None
@@ -238,35 +294,31 @@ class Doorkeeper:
         """
         credentials = self._credentials(party, token)
         place = address or "this machine"
-        slow = bool(self._checkers) and not self._remembered(credentials)
-        if slow:
+        if not self._checkers or self._remembered(credentials):
+            return await self._login(place, credentials, mind)
+        if self._lines.length(place) >= MOST_WAITING:
+            raise Unauthenticated("too many are coming in from your address")
+        # One try at a time of each address, so that a crowd of them goes by what the first ones
+        # showed; and one at a time of all, as a slow hash takes a core.
+        async with self._lines.front(place):
             wait = self._suspects.wait(place)
-            if wait is None:
-                raise Unauthenticated("too many wrong credentials came from your address")
-            if wait:
+            if wait and not self._remembered(credentials):
                 await deferLater(self._clock, wait)
+            async with self._lines.front(ALL):
+                if mind.closed:
+                    raise Unauthenticated("the connection is gone")
+                return await self._login(place, credentials, mind)
+
+    async def _login(self, place: str, credentials: Claim | Bearer, mind: Mind) -> Admission:
         try:
             avatar: Any
-            login = self._login_in_turn if slow else self._login
-            _, avatar, leave = await login(place, credentials, mind)
+            _, avatar, leave = await self._portal.login(credentials, mind, IParty)
         except (LoginFailed, UnhandledCredentials, UnicodeDecodeError):
             self._suspects.was_wrong(place)
             self.wrong_login()
             self._log.info("wrong credentials from {place}", place=place)
             raise Unauthenticated("the credentials are wrong") from None
         return avatar, leave
-
-    def _login(self, _: str, credentials: Claim | Bearer, mind: Mind) -> Deferred[Any]:
-        return self._portal.login(credentials, mind, IParty)
-
-    async def _login_in_turn(self, place: str, credentials: Claim | Bearer, mind: Mind) -> Any:
-        """One after the other of each address, so that no other one waits for a crowd of tries."""
-        lock = self._trying.setdefault(place, DeferredLock())
-        try:
-            return await lock.run(self._login, place, credentials, mind)
-        finally:
-            if not lock.locked:
-                del self._trying[place]
 
     def _credentials(self, party: str | None, token: str | None) -> Claim | Bearer:
         if not self._checkers:

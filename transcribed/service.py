@@ -268,10 +268,6 @@ class Daemon(Service):
                 "ready: model {s.model}, {s.precision}, {s.workers} workers x {s.threads} threads",
                 s=status,
             )
-            # What is there now stays. Looked through again and again for what could go, it would
-            # stop the daemon for some 40 ms each time.
-            gc.collect()
-            gc.freeze()
         self._dispatcher.pump()
 
     async def _purge_now(self) -> None:
@@ -355,6 +351,10 @@ def make_daemon(settings: Settings, reactor: Any, in_foreground: bool) -> Daemon
         refusal = SystemExit if in_foreground else CannotStart
         daemon = Daemon(settings, reactor, state, pool, checkers, refusal, calendar)
         pool.whenLost = daemon.metrics.restarted
+        # What is there by now stays. Looked through again and again for what could go, it would
+        # stop the daemon for some 40 ms each time.
+        gc.collect()
+        gc.freeze()
         return daemon
     except StateInUse:
         raise SystemExit(

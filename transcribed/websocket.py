@@ -140,8 +140,15 @@ class SessionProtocol(WebSocketServerProtocol, ISessionPeer):  # type: ignore[mi
         if self._binary:
             begins, self._begins = self._begins, False
             self._session.audio(payload, begins)
-        else:
+        elif payload:
+            # A message may have empty fragments without end.
             self._text.append(payload)
+
+    def onPing(self, payload: bytes) -> None:
+        """The client asks whether somebody is there."""
+        # Who does not read need not be answered: that would be kept for him, without a bound.
+        if not self._backlog.full:
+            super().onPing(payload)
 
     def onMessageFrameEnd(self) -> None:
         """Autobahn's own would join the frame's bytes, which went on already."""

@@ -21,7 +21,7 @@ from twisted.cred.error import UnauthorizedLogin
 from twisted.internet.defer import Deferred, fail, succeed
 from zope.interface import implementer
 
-from transcribed.credentials import IBearerToken, Identity, IReloads
+from transcribed.credentials import IBearerToken, Identity, IReloads, IRemembers
 
 MAX_TOKEN = 16 * 1024
 MIN_SECRET, MIN_RSA = 32, 2048
@@ -123,7 +123,7 @@ def _of_jwk(each: dict[str, Any]) -> Key:
     return Key(each.get("kid"), made.key, made.algorithm_name)
 
 
-@implementer(ICredentialsChecker, IReloads)
+@implementer(ICredentialsChecker, IReloads, IRemembers)
 class WebTokenChecker:
     """Finds out whose a JSON web token is.
 
@@ -146,18 +146,26 @@ class WebTokenChecker:
         """Read the file again; see :class:`transcribed.credentials.IReloads`."""
         self._keys = read(self._path)
 
+    def remembers(self, credentials: object) -> bool:
+        """Whether this token is good, which is found out at once; see :class:`IRemembers`."""
+        return self._identify(credentials) is not None
+
     def requestAvatarId(self, credentials: Any) -> Deferred[Any]:
         """Whose it is; fails with :exc:`UnauthorizedLogin`."""
+        identity = self._identify(credentials)
+        return fail(UnauthorizedLogin()) if identity is None else succeed(identity)
+
+    def _identify(self, credentials: Any) -> Identity | None:
         token = credentials.token()
         claims = self._claims(token) if len(token) <= MAX_TOKEN else None
         party = claims and claims["sub"]
         if not isinstance(party, str) or not _PARTY.fullmatch(party):
-            return fail(UnauthorizedLogin())
+            return None
         if credentials.claim() not in (None, party):
-            return fail(UnauthorizedLogin())
+            return None
         assert claims is not None
         until = float(min(claims["exp"], LATEST))
-        return succeed(Identity(party, until, lambda: self._claims(token) is not None))
+        return Identity(party, until, lambda: self._claims(token) is not None)
 
     def _claims(self, token: str) -> dict[str, Any] | None:
         """What a good token says."""

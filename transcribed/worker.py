@@ -53,7 +53,9 @@ class Worker(AMPChild):  # type: ignore[misc]
         with contextlib.suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text("500")
         # The daemon answers clients in moments; a window takes seconds, and can wait for that.
-        os.nice(NICENESS)
+        # Where a sandbox does not let it, it is as urgent as the daemon.
+        with contextlib.suppress(OSError):
+            os.nice(NICENESS)
         # Ctrl-C in a terminal reaches the whole group; the parent decides when its workers end.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self._thread = ThreadPool(1, 1, "inference")

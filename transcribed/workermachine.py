@@ -313,7 +313,6 @@ def _build() -> Callable[[_Core], _Inputs]:
 
     @busy.upon(_Inputs._broken).to(dying)
     def breakDownAtWork(c: _Inputs, s: _Core, work: _Busy, reason: str) -> None:
-        s.backoff.reset()
         s.tell(lambda child: child.signal("KILL"))
         s.owner.lost(s.worker, reason)
         work.fail(reason)
@@ -327,9 +326,6 @@ def _build() -> Callable[[_Core], _Inputs]:
 
     @busy.upon(_Inputs._ended).to(waiting)
     def endAtWork(c: _Inputs, s: _Core, work: _Busy, reason: str) -> None:
-        # Rather the window's fault than the worker's, and a window has but a few tries: nobody
-        # else is to wait longer for each of them.
-        s.backoff.reset()
         s.owner.lost(s.worker, reason)
         work.fail(reason)
 

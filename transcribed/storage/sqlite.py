@@ -34,6 +34,8 @@ def _configure(connection: sqlite3.Connection) -> None:
         "synchronous = FULL",
         "secure_delete = ON",
         "busy_timeout = 5000",
+        # KiB, 2 MB by default. What is asked is mostly new, and the system keeps the file's pages.
+        "cache_size = -512",
     ):
         connection.execute(f"PRAGMA {pragma}").fetchall()
 

@@ -84,6 +84,10 @@ def close_frame(code: int, reason: bytes = b"") -> bytes:
     return frame(CLOSE, code.to_bytes(2, "big") + reason)
 
 
+FULL = 65536
+"""With more bytes unsent, a transport tells its producer, as TCP does."""
+
+
 @implementer(ITCPTransport, IPushProducer)
 class Transport:
     """The server's end of a connection.
@@ -91,6 +95,7 @@ class Transport:
     :ivar protocol: what takes the bytes.
     :ivar gone: whether the connection is over.
     :ivar aborted: whether it was ended with a reset.
+    :ivar unsent: how many bytes were not sent yet.
     """
 
     def __init__(self, client: Client) -> None:
@@ -100,6 +105,8 @@ class Transport:
         self.gone = False
         self.paused = False
         self._client = client
+        self.unsent = 0
+        self._full = False
         self._producer: Any = None
         self._unsent: list[bytes] = []
 
@@ -109,6 +116,10 @@ class Transport:
             raise TypeError(f"bytes, not {type(data)}")
         if data and not self.gone and not self.disconnecting:
             self._unsent.append(data)
+            self.unsent += len(data)
+            if self._producer is not None and self.unsent > FULL and not self._full:
+                self._full = True
+                self._producer.pauseProducing()
 
     def writeSequence(self, data: Iterable[bytes]) -> None:
         """Send, at the end of the turn."""
@@ -152,6 +163,10 @@ class Transport:
         if self.gone or (self._client.stuck and not self.aborted):
             return False
         sent, self._unsent = b"".join(self._unsent), []
+        self.unsent = 0
+        if self._full and self._producer is not None:
+            self._producer.resumeProducing()
+        self._full = False
         self._client.took(sent)
         if self.disconnecting:
             self.lost(ConnectionAborted() if self.aborted else ConnectionDone())

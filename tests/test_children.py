@@ -144,7 +144,10 @@ class MemoryTests(SynchronousTestCase):
 
     def test_workersAreTheFirstToGoWhenMemoryRunsOut(self) -> None:
         program = (
+            "import os\n"
             "from transcribed.worker import Worker\n"
+            "def refused(niceness): raise PermissionError('as under a sandbox')\n"
+            "os.nice = refused\n"
             "Worker()\n"
             "print(open('/proc/self/oom_score_adj').read())"
         )

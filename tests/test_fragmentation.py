@@ -106,3 +106,15 @@ class StrayTests(Case):
     def test_an_empty_control_frame_in_fragments(self) -> None:
         self.send([FIRST, frame(PING, fin=False), LAST])
         self.assertClosed(1002)
+
+
+class EmptyTests(Case):
+    """Fragments without a byte."""
+
+    def test_without_end(self) -> None:
+        """They count for no limit, and are not kept."""
+        self.send([frame(TEXT, b"", fin=False)])
+        self.send([frame(CONTINUATION, b"", fin=False)] * 5000)
+        self.assertEqual(self.anna.protocol._text, [])
+        self.send([frame(CONTINUATION, b'{"type": "list"}')])
+        self.assertEqual(self.anna.heard()["type"], "listing")

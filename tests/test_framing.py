@@ -142,6 +142,18 @@ class PingTests(Case):
             self.assertPong(b"payload-%d" % i)
         self.assertAlive()
 
+    def test_pongs_for_who_does_not_read_are_bounded(self) -> None:
+        self.anna.stuck = True
+        for _ in range(50):
+            self.anna.raw(frame(PING, b"x" * 125) * 100)
+        self.assertLess(self.anna.transport.unsent, 70_000)
+        self.anna.stuck = False
+        self.anna.settle()
+        self.assertGreater(len(self.anna.frames), 400)
+        self.anna.frames.clear()
+        self.send([frame(PING, b"again")])
+        self.assertPong(b"again")
+
     def test_pings_of_any_length_are_not_collected(self) -> None:
         for opcode in (PING, PONG, CLOSE):
             self.anna.stubborn = True

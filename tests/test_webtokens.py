@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.certificates import certificate, pem, private_pem, public_pem
-from transcribed.credentials import Bearer, Identity, PartyAndToken
+from transcribed.credentials import Bearer, Identity, IRemembers, PartyAndToken
 from transcribed.webtokens import LATEST, MAX_TOKEN, WebTokenChecker, read
 
 KEY = ec.generate_private_key(ec.SECP256R1())
@@ -103,6 +103,20 @@ class ClaimsTests(Case):
         self.assertTrue(identity.good())
         self.assertTrue(self.find(self.by_key, self.sign(GOOD), "anna"))
         self.assertTrue(self.find(self.by_key, self.sign({**GOOD, "admin": True, "iss": "x"})))
+
+    def test_goodOnesAreKnownAtOnce(self) -> None:
+        """So that nobody else's wrong ones make them wait."""
+        self.assertTrue(IRemembers.providedBy(self.by_key))
+        good = self.sign(GOOD)
+        for token, claim, known in (
+            (good, None, True),
+            (good, "anna", True),
+            (good, "bjorn", False),
+            (self.sign(GOOD, OTHER), None, False),
+            (self.sign({**GOOD, "exp": 1}), None, False),
+            ("rubbish", None, False),
+        ):
+            self.assertEqual(self.by_key.remembers(Bearer(token, claim)), known, (token, claim))
 
     def test_anotherParty(self) -> None:
         self.assertEqual(self.find(self.by_key, self.sign(GOOD), "bjorn"), None)

@@ -129,9 +129,12 @@ class ServiceTests(SynchronousTestCase):
 
 
 class VerdictTests(SynchronousTestCase):
-    """What systemd says of the units, where it is installed."""
+    """What systemd says of the units, where one that knows all of them is installed."""
 
     def setUp(self) -> None:
+        version = re.search(r"systemd (\d+)", execute(need("systemd-analyze"), "--version"))
+        if version is None or int(version[1]) < 250:
+            raise SkipTest("the units are for systemd 250 or newer")
         self.folder = Path(self.mktemp()).absolute()
         self.folder.mkdir()
 
@@ -141,7 +144,8 @@ class VerdictTests(SynchronousTestCase):
         for name in ("transcribed.service", "transcribed.socket"):
             copy = self.folder / name
             text = (ETC / name).read_text()
-            copy.write_text(re.sub(r"^ExecStart=\S+", "ExecStart=/bin/true", text, flags=re.M))
+            text = re.sub(r"^(ExecStart|ExecReload)=\S+", r"\1=/bin/true", text, flags=re.M)
+            copy.write_text(text)
             copies.append(copy)
         return copies
 

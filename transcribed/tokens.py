@@ -26,13 +26,13 @@ from twisted.internet.defer import Deferred, DeferredLock, fail, succeed
 from zope.interface import implementer
 
 from transcribed.credentials import IBearerToken, Identity, IReloads, IRemembers
+from transcribed.wire import is_party
 
 LOG_N, R, P = 13, 8, 1
 """The cost of the hash, as in RFC 7914: 8 MiB, some 20 ms. The secret cannot be guessed anyway."""
 SECRET_BYTES, ID_BYTES, SALT_BYTES, HASH_BYTES = 32, 9, 16, 32
 _TOKEN = re.compile(r"([\w-]{1,64})\.([\w-]{1,128})", re.ASCII)
 _NAME = r"[^\x00-\x1f\x7f-\x9f]{1,128}"
-_PARTY = re.compile(_NAME)
 _LINE = re.compile(rf"([\w-]+) scrypt\$(\d+)\$(\d+)\$(\d+)\$([\w-]+)\$([\w-]+) ({_NAME})", re.ASCII)
 
 
@@ -80,7 +80,7 @@ def _bytes(text: str) -> bytes:
 
 def new(party: str) -> tuple[str, Entry]:
     """A token for a party, and its line; raises :exc:`ValueError` where that is no party."""
-    if not _PARTY.fullmatch(party) or party != party.strip():
+    if not is_party(party) or party != party.strip():
         raise ValueError(
             "a party is 1 to 128 characters without control characters, or spaces at its ends"
         )

@@ -22,6 +22,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from zope.interface import implementer
 
 from transcribed.credentials import IBearerToken, Identity, IReloads, IRemembers
+from transcribed.wire import is_party
 
 MAX_TOKEN = 16 * 1024
 MIN_SECRET, MIN_RSA = 32, 2048
@@ -32,7 +33,6 @@ _CURVES = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
 _WRONG_KIND = "it holds a key of a kind that is not for tokens"
 _SYMMETRIC = {"HS256", "HS384", "HS512"}
 _SECRET = re.compile(rb"[!-Z\\^-~][!-~]*")
-_PARTY = re.compile(r"[^\x00-\x1f\x7f-\x9f]{1,128}")
 
 
 class Key:
@@ -159,7 +159,7 @@ class WebTokenChecker:
         token = credentials.token()
         claims = self._claims(token) if len(token) <= MAX_TOKEN else None
         party = claims and claims["sub"]
-        if not isinstance(party, str) or not _PARTY.fullmatch(party):
+        if not isinstance(party, str) or not is_party(party):
             return None
         if credentials.claim() not in (None, party):
             return None

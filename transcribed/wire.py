@@ -27,9 +27,15 @@ MAX_TTL = 366 * 86400.0
 """The longest lifetime, in seconds, that a client may ask for."""
 
 # \A and \Z, as $ would let a newline at the end pass.
-Party = Annotated[str, Meta(max_length=128, pattern=r"\A[^\x00-\x1f\x7f-\x9f]+\Z")]
+_PARTY = r"\A[^\x00-\x1f\x7f-\x9f]{1,128}\Z"
+Party = Annotated[str, Meta(max_length=128, pattern=_PARTY)]
 TranscriptId = Annotated[str, Meta(max_length=128, pattern=r"\A[A-Za-z0-9._~:@-]+\Z")]
 Ref = Annotated[str, Meta(max_length=128)]
+
+
+def is_party(name: str) -> bool:
+    """Whether a party can have that name."""
+    return re.match(_PARTY, name) is not None
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):

@@ -78,8 +78,8 @@ class _DoorFactory(WrappingFactory[Door]):
 class Doors:
     """How many TCP connections there are, through all ports.
 
-    :param seconds: so long one may last that is no websocket: each HTTP request and the handshake,
-        TLS included.
+    :param seconds: so long one may last that is no websocket, with all that it does: handshakes,
+        TLS's included, and HTTP requests.
     :param connections: the most websockets.
     :param per_address: the most of one address.
     """

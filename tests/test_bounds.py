@@ -19,7 +19,7 @@ from transcribed import requests
 from transcribed.interfaces import ISessionPeer
 from transcribed.session import Session
 from transcribed.settings import OPTIONS, Settings, WrongValue
-from transcribed.websocket import Bounds, SessionFactory, SessionProtocol, _Backlog
+from transcribed.websocket import ALL_UNSENT, Bounds, SessionFactory, SessionProtocol, _Backlog
 
 
 def no_session(_: ISessionPeer) -> Any:
@@ -182,7 +182,7 @@ class UnsentTests(SynchronousTestCase):
         connection.factory = SessionFactory(no_session, Bounds(unsent=100))
         connection.state = connection.STATE_OPEN
         connection.peer = "a client"
-        self.backlog = connection._backlog = _Backlog()
+        self.backlog = connection._backlog = _Backlog(connection.factory)
         self.sent: list[int] = []
         self.dropped: list[bool] = []
         self.patch(connection, "sendMessage", lambda data: self.sent.append(len(data)))
@@ -206,6 +206,29 @@ class UnsentTests(SynchronousTestCase):
             self.send(100)
             self.backlog.resumeProducing()
         self.assertEqual((len(self.sent), self.dropped), (10, []))
+        self.assertEqual(self.connection.factory.unsent, 0)
+
+    def test_whatFillsItCounts(self) -> None:
+        self.patch(self.connection, "sendMessage", lambda data: self.backlog.pauseProducing())
+        self.send(1000)
+        self.assertEqual((self.connection.factory.unsent, self.dropped), (1000, []))
+        self.send(1)
+        self.assertEqual(self.dropped, [True])
+
+    def test_allClientsTogether(self) -> None:
+        """Many who stay below their own bound do not fill the memory either."""
+        factory = self.connection.factory
+        others = [_Backlog(factory) for _ in range(ALL_UNSENT)]
+        self.backlog.pauseProducing()
+        for other in others:
+            other.add(95)
+        self.send(80)
+        self.assertEqual((factory.unsent, self.dropped), (1600, []))
+        self.send(1)
+        self.assertEqual(self.dropped, [True])
+        for each in (*others, self.backlog):
+            each.clear()
+        self.assertEqual(factory.unsent, 0)
 
 
 class Transport(StringTransport):

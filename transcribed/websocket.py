@@ -29,6 +29,8 @@ MAX_CONTROL = 125
 """The most bytes of a control frame: RFC 6455, section 5.5."""
 CLOSE_SECONDS = 2
 """So long a client may take to answer a close, and to hang up."""
+ALL_UNSENT = 16
+"""So many times what may wait for one client may wait for all; who adds to more is dropped."""
 OWN_ORIGINS = re.compile(r"https?://(localhost|127\.0\.0\.1|::1):\d+\Z")
 """Pages of the very machine that the browser runs on, as Autobahn shows them: with their port, and
 without the brackets of an IPv6 address."""
@@ -58,8 +60,21 @@ class Bounds:
 class _Backlog:
     """Counts what waits to be sent: Twisted tells by pausing when its buffer is full."""
 
-    def __init__(self) -> None:
+    def __init__(self, factory: SessionFactory) -> None:
+        self._factory = factory
         self.full = False
+        self.unsent = 0
+
+    def add(self, size: int) -> bool:
+        """So much more waits; answers whether that is too much, of this client or of all."""
+        self.unsent += size
+        self._factory.unsent += size
+        most = self._factory.bounds.unsent
+        return self.unsent > most or self._factory.unsent > most * ALL_UNSENT
+
+    def clear(self) -> None:
+        """Nothing waits any more."""
+        self._factory.unsent -= self.unsent
         self.unsent = 0
 
     def pauseProducing(self) -> None:
@@ -67,7 +82,7 @@ class _Backlog:
 
     def resumeProducing(self) -> None:
         self.full = False
-        self.unsent = 0
+        self.clear()
 
     def stopProducing(self) -> None:
         self.full = True
@@ -100,7 +115,7 @@ class SessionProtocol(WebSocketServerProtocol, ISessionPeer):  # type: ignore[mi
         # An exception here would leave a connection that nobody serves and nothing ends.
         try:
             self.gone: Deferred[None] = Deferred()
-            self._backlog = _Backlog()
+            self._backlog = _Backlog(self.factory)
             # The HTTP channel that took the handshake is still the transport's producer.
             self.transport.unregisterProducer()
             self.transport.registerProducer(self._backlog, True)
@@ -167,6 +182,7 @@ class SessionProtocol(WebSocketServerProtocol, ISessionPeer):  # type: ignore[mi
             timeout.cancel()
         if self in self.factory.connections:
             self.factory.remove(self)
+            self._backlog.clear()
             self.gone.callback(None)
         session, self._session = self._session, None
         if session is not None:
@@ -207,13 +223,15 @@ class SessionProtocol(WebSocketServerProtocol, ISessionPeer):  # type: ignore[mi
         """Send a text frame, unless the client has stopped to read: then drop it."""
         if self.state != self.STATE_OPEN:
             return
-        if self._backlog.full:
-            self._backlog.unsent += len(payload)
-            if self._backlog.unsent > self.factory.bounds.unsent:
-                self._log.warn("{peer} does not read: dropped", peer=self.peer)
-                self.dropConnection(abort=True)
-                return
+        was_full = self._backlog.full
+        if was_full and self._backlog.add(len(payload)):
+            self._log.warn("{peer} does not read: dropped", peer=self.peer)
+            self.dropConnection(abort=True)
+            return
         self.sendMessage(payload)
+        if self._backlog.full and not was_full:
+            # What has filled it is the most of it, where it is a long transcript.
+            self._backlog.add(len(payload))
 
     def close(self, code: int, reason: str) -> None:
         """Close with a code of the protocol; Autobahn's own sendClose only lets 1000 through."""
@@ -237,6 +255,7 @@ class SessionFactory(WebSocketServerFactory):  # type: ignore[misc]
     :ivar connections: those that are open.
     :ivar turned_away: is called for each that was one too many.
     :ivar closing: whether the daemon stops.
+    :ivar unsent: how many bytes wait for clients that do not read.
     :ivar make_session: makes the session for one.
     """
 
@@ -252,6 +271,7 @@ class SessionFactory(WebSocketServerFactory):  # type: ignore[misc]
         self.make_session = make_session
         self.bounds = bounds
         self.closing = False
+        self.unsent = 0
         self.turned_away: Callable[[], None] = lambda: None
         self.connections: set[SessionProtocol] = set()
         self._of_address: Counter[str] = Counter()

@@ -20,6 +20,7 @@ class Case(SynchronousTestCase):
     """A house with limits of the test's; Anna, who meets them, and Bjorn, who does not."""
 
     max_queue = 100
+    others_name = "anna"
     terms: dict[str, Any] = {}
 
     def setUp(self) -> None:
@@ -27,7 +28,7 @@ class Case(SynchronousTestCase):
         self.house.terms = replace(self.house.terms, **self.terms)
         self.house.open()
         self.anna = self.house.party("anna")
-        self.other = self.house.party("anna")
+        self.other = self.house.party(self.others_name)
         self.bjorn = self.house.party("bjorn")
         self.here = [self.anna, self.other, self.bjorn]
 
@@ -168,6 +169,7 @@ class LengthTests(Case):
 class UploadsTests(Case):
     """Recordings that come in at once."""
 
+    others_name = "eva"
     terms = {"max_uploads": 2}
 
     def refused(self) -> None:
@@ -187,6 +189,25 @@ class UploadsTests(Case):
         self.leave(self.other)
         self.assertEqual(self.bjorn.submit("m1")["type"], "accepted")
         self.end(self.anna, "m3")
+
+    def test_aPartyGetsHalf(self) -> None:
+        line = self.house.party("anna")
+        self.here.append(line)
+        self.begin(self.anna, "m1", 1)
+        for id in ("m1", "m2"):
+            line.say(type="submit", id=id)
+            (answer,) = line.sent
+            line.sent.clear()
+            self.assertEqual(
+                (answer["code"], answer["reason"], answer["retry_after"]),
+                ("busy", "you have too many recordings coming in", RETRY_FULL_QUEUE),
+            )
+        self.assertEqual(self.house.desk.refusing(), None)
+        self.begin(self.bjorn, "m1", 1)
+        self.end(self.anna, "m1")
+        self.begin(line, "m2", 1)
+        self.end(line, "m2")
+        self.end(self.bjorn, "m1")
 
     def test_everyEndFreesAPlace(self) -> None:
         self.begin(self.other, "m2", 1)
@@ -220,13 +241,25 @@ class QueueTests(Case):
         self.assertEqual(answer["retry_after"], RETRY_FULL_QUEUE)
 
     def test_recordings(self) -> None:
+        eva = self.house.party("eva")
+        self.here.append(eva)
         self.anna.submit("m1")
-        self.begin(self.other, "m2", 1)
+        self.begin(eva, "m2", 1)
         self.bjorn.say(type="submit", id="refused")
         self.assertRefused(self.bjorn, "the queue is full")
-        self.end(self.other, "m2")
+        self.end(eva, "m2")
         self.finish()
         self.assertEqual(self.bjorn.submit("m1")["type"], "accepted")
+
+    def test_recordingsOfAnOwner(self) -> None:
+        self.anna.submit("m1")
+        for _ in range(2):
+            self.other.say(type="submit", id="refused")
+            self.assertRefused(self.other, "your share of the queue is full")
+        self.assertEqual(self.house.desk.refusing(), None, "others are served")
+        self.assertEqual(self.bjorn.submit("m1")["type"], "accepted")
+        self.finish()
+        self.assertEqual(self.other.submit("m2")["type"], "accepted")
 
     def test_secondsInAll(self) -> None:
         self.limit(seconds=5.0)
@@ -252,7 +285,7 @@ class QueueTests(Case):
 
     def test_secondsOfAnOwner(self) -> None:
         self.limit(of_owner=5.0)
-        self.house.scheduler.limit = 3
+        self.house.scheduler.limit = 4
         self.anna.submit("m1", SECOND * 3)
         self.begin(self.anna, "m2", 2)
         self.assertEqual(self.bjorn.submit("m1", SECOND * 5)["type"], "accepted")
@@ -266,6 +299,7 @@ class QueueTests(Case):
 
     def test_anOwnersShareIsFull(self) -> None:
         self.limit(of_owner=3.0)
+        self.house.scheduler.limit = 4
         self.anna.submit("m1", SECOND * 3)
         self.other.say(type="submit", id="refused")
         self.assertRefused(self.other, "your share of the queue is full")
@@ -275,6 +309,7 @@ class QueueTests(Case):
     def test_whatIsThereIsKept(self) -> None:
         """An upload that has come so far counts, and its end is never refused."""
         self.limit(seconds=2.0, of_owner=2.0)
+        self.house.scheduler.limit = 4
         self.begin(self.anna, "m1", 1)
         self.begin(self.other, "m2", 1)
         self.end(self.anna, "m1")

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail
+from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.fakes import FakePool, House, ImmediateSpool, Party
+from transcribed.spool import SAY_EVERY, Undeleted
 
 SECOND = b"\1\0" * 16000
 TEXT = "hemligt"
@@ -133,6 +135,47 @@ class DeletingTests(Case):
         doing()
         patch.restore()
 
+    def assertPurgeFails(self) -> None:
+        self.failureResultOf(Deferred.fromCoroutine(self.house.desk.keep_house()), Undeleted)
+
+    def test_one_that_stays_keeps_no_other(self) -> None:
+        for n in range(5):
+            self.anna.submit(f"n{n}", ttl=10)
+        self.house.clock.advance(10)
+        self.broken(self.assertPurgeFails)
+        self.assertEqual(len(self.house.spool.names()), 12)
+        stays = min(self.house.directory.glob("*.audio"))
+        stays.unlink()
+        stays.mkdir()
+        self.assertPurgeFails()
+        self.assertEqual(list(self.house.directory.iterdir()), [stays])
+        stays.rmdir()
+        self.house.purge()
+        self.assertEqual(self.house.spool.names(), [])
+        self.successResultOf(Deferred.fromCoroutine(self.house.desk.keep_house()))
+
+    def test_it_is_said_once_in_a_while(self) -> None:
+        passed = [0.0]
+        self.house.spool._monotonic = lambda: passed[0]
+        self.house.clock.advance(10)
+        with capturedLogs() as logs:
+            for _ in range(5):
+                self.broken(self.assertPurgeFails)
+            said = [event["path"] for event in logs if "path" in event]
+            self.assertEqual(len(said), 3, "audio, windows and the place of the text")
+            self.assertEqual(len(set(said)), 3)
+            passed[0] = SAY_EVERY
+            self.broken(self.assertPurgeFails)
+            self.assertEqual(len([event for event in logs if "path" in event]), 6)
+
+    def test_a_cancel_that_cannot_delete(self) -> None:
+        other = self.house.party("anna")
+        other.say(type="fetch", id="m1")
+        self.broken(lambda: self.anna.say(type="cancel", id="m1"))
+        self.assertEqual(self.anna.heard()["code"], "internal")
+        self.assertEqual(len(self.flushLoggedErrors(Undeleted)), 1)
+        self.assertEqual(other.heard()["code"], "gone", "whoever waits is told")
+
     def test_the_audio(self) -> None:
         self.broken(lambda: self.house.pool.answer(TEXT))
         self.flushLoggedErrors(OSError)
@@ -144,7 +187,9 @@ class DeletingTests(Case):
     def test_the_text_when_it_expires(self) -> None:
         self.house.pool.answer(TEXT)
         self.house.clock.advance(10)
-        self.broken(self.house.purge)
+        self.anna.ask(type="subscribe")
+        self.broken(self.assertPurgeFails)
+        self.assertEqual(self.anna.heard()["state"], "expired", "it is told all the same")
         self.assertTrue(self.text_on_disk())
         self.house.purge()
         self.assertEqual(self.house.spool.names(), [])
@@ -227,9 +272,12 @@ class UploadTests(Case):
         broken = self.patch(
             os, "unlink", lambda path, dir_fd=None: (_ for _ in ()).throw(OSError(5, "broken"))
         )
-        with self.assertRaises(OSError):
-            anna.session.lost()
+        anna.session.lost()
         broken.restore()
+        self.assertEqual(self.house.spool.names(), [".audio", ".windows"])
+        self.assertEqual(self.house.spool.disk.used, len(SECOND), "what is there counts")
+        self.house.purge()
+        self.assertEqual((self.house.spool.names(), self.house.spool.disk.used), ([], 0))
         other = self.house.party("anna")
         self.assertEqual(other.submit("m2")["type"], "accepted", "its place in the queue is free")
         self.assertEqual(anna.sent, [], "nobody is told any more")

@@ -14,6 +14,7 @@ from transcribed.scheduler import (
     OLDEST_TURN,
     RETRY_FULL_QUEUE,
     Scheduler,
+    share,
 )
 
 
@@ -25,13 +26,15 @@ class BoundTests(SchedulerTestCase):
         self.scheduler.use(self.model)
 
     def refused(self) -> float | None:
-        error: Busy = self.assertRaises(Busy, self.scheduler.open, job("x", open=True))
+        """By whoever comes."""
+        error: Busy = self.assertRaises(Busy, self.scheduler.open, job("x", "eva", open=True))
+        self.assertEqual(error.reason, "the queue is full")
         self.assertIs(self.scheduler.get("x"), None)
         return error.retry_after
 
     def test_uploadsCount(self) -> None:
         self.scheduler.open(job("a", open=True))
-        self.scheduler.open(job("b", open=True))
+        self.scheduler.open(job("b", "bjorn", open=True))
         self.assertEqual(self.refused(), RETRY_FULL_QUEUE)
         self.scheduler.remove("a")
         self.scheduler.open(job("c", open=True))
@@ -42,7 +45,7 @@ class BoundTests(SchedulerTestCase):
 
     def test_recordingsCountUntilTheyAreTakenOut(self) -> None:
         self.add(job("a"))
-        self.scheduler.open(job("b", open=True))
+        self.scheduler.open(job("b", "bjorn", open=True))
         self.refused()
         # Dealt out is not out.
         self.deal()
@@ -52,12 +55,37 @@ class BoundTests(SchedulerTestCase):
         self.refused()
 
     def test_anUploadKeepsItsPlace(self) -> None:
-        for key in ("a", "b"):
-            one = job(key, open=True)
+        for key, owner in (("a", "anna"), ("b", "bjorn")):
+            one = job(key, owner, open=True)
             self.scheduler.open(one)
-            self.scheduler.accept(one, job(key).transcript)
+            self.scheduler.accept(one, job(key, owner).transcript)
         self.refused()
         self.assertEqual(len(self.scheduler), 2)
+
+    def refusedFor(self, owner: str) -> None:
+        error: Busy = self.assertRaises(Busy, self.scheduler.open, job("x", owner, open=True))
+        self.assertEqual(error.reason, "your share of the queue is full")
+        self.assertEqual(error.retry_after, RETRY_FULL_QUEUE)
+        self.assertIs(self.scheduler.get("x"), None)
+
+    def test_anOwnersShareIsHalf(self) -> None:
+        self.scheduler = Scheduler(7)
+        self.add(job("a"), job("b"))
+        self.scheduler.open(job("c", open=True))
+        self.refusedFor("anna")
+        for key in "def":
+            self.scheduler.open(job(key, "bjorn", open=True))
+        self.refusedFor("bjorn")
+        self.assertEqual(self.scheduler.refusing(), None, "others are served")
+        self.scheduler.open(job("g", "eva", open=True))
+        self.refused()
+        self.scheduler.remove("g")
+        self.scheduler.remove("a")
+        self.scheduler.open(job("h", open=True))
+        self.refusedFor("anna")
+
+    def test_aShareIsOnePlaceAtLeast(self) -> None:
+        self.assertEqual([share(n) for n in (1, 2, 3, 4, 5, 10_000)], [1, 1, 1, 2, 2, 5000])
 
     def test_whatWasAcceptedIsNeverRefused(self) -> None:
         self.add(*(job(key) for key in "abcd"))

@@ -5,8 +5,9 @@ Over the store, the spool and the scheduler; knows no connection and no frame.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredList, gatherResults
 from twisted.internet.interfaces import IReactorTime
@@ -20,6 +21,7 @@ from transcribed.recognition import Transcription
 from transcribed.scheduler import Scheduler
 from transcribed.transcript import ENDED, UNFINISHED, State, Transcript
 from transcribed.upload import Terms, Upload, Uploads
+from transcribed.waits import Waits
 from transcribed.wire import SAMPLE_BYTES, Submit
 
 RETRY_TAKING_UP = 30.0
@@ -88,10 +90,13 @@ class Desk:
         self.observers: list[Watcher] = []
         self._uploads = Uploads(terms, store, spool, scheduler, pool, clock, now, self)
         self._left: dict[str, Transcript] = {}
+        # What has changed before it was known what an earlier daemon left.
+        self._touched: set[str] | None = set()
+        self._resume_again = False
         self._take_up_at = 0.0
         self._watchers: dict[str, list[Watcher]] = {}
         self._delivering: set[Deferred[None]] = set()
-        self._waiting: dict[tuple[str, str], list[Deferred[None]]] = {}
+        self._waiting = Waits()
 
     @property
     def open_uploads(self) -> int:
@@ -124,15 +129,18 @@ class Desk:
         self._left[transcript.key] = transcript
 
     def uploaded(self, owner: str, id: str) -> None:
-        """An upload is over: whoever waits for it is to look again."""
-        self._wake_waiting((owner, id))
+        """An upload is over: whoever waits for it, and for no other, is to look again."""
+        uploads = self._uploads.named(owner, id)
+        self._waiting.wake_uploads(
+            (owner, id), lambda party: any(each.is_for(party) for each in uploads)
+        )
 
     # Delivering
 
     async def fetch(self, party: str, owner: str, id: str, wait: bool) -> Delivery | View | Waiting:
         """The text, or how it stands when it is not there and the party will not `wait` for it.
 
-        Raises :exc:`UnknownId`, :exc:`Gone`, or :exc:`Failed`.
+        Raises :exc:`UnknownId`, :exc:`Gone`, :exc:`Failed`, or :exc:`Busy` when too many wait.
         """
         try:
             transcript = await self.store.collect(owner, id, party, self.now())
@@ -150,11 +158,15 @@ class Desk:
             return Delivery(transcript, transcription)
         if not wait:
             return self._view(transcript)
-        return Waiting(Deferred.fromCoroutine(self._outcome(party, owner, id)))
+        self._waiting.check(party)
+        outcome = Deferred.fromCoroutine(self._outcome(party, transcript))
+        return Waiting(self._waiting.counted(party, outcome))
 
-    async def _outcome(self, party: str, owner: str, id: str) -> Delivery:
+    async def _outcome(self, party: str, transcript: Transcript) -> Delivery:
+        owner, id = transcript.owner, transcript.id
         while True:
-            await self._change((owner, id))
+            uploading = transcript.state is State.UPLOADING
+            await self._waiting.change((owner, id), party if uploading else None)
             delivered: Deferred[None] = Deferred()
             self._delivering.add(delivered)
             try:
@@ -164,6 +176,8 @@ class Desk:
                 delivered.callback(None)
             if isinstance(answer, Delivery):
                 return answer
+            assert isinstance(answer, View)
+            transcript = answer.transcript
 
     async def settle(self) -> None:
         """Come back when all who were waiting for a text that is there have been sent it."""
@@ -171,12 +185,6 @@ class Desk:
             await gatherResults(list(self._delivering))
         # It is sent right after it was got.
         await deferLater(self._clock, 0.0)
-
-    def _change(self, name: tuple[str, str]) -> Deferred[None]:
-        """Fires when there may be an outcome."""
-        change: Deferred[None] = Deferred(lambda change: self._forget(name, change))
-        self._waiting.setdefault(name, []).append(change)
-        return change
 
     async def acknowledge(self, party: str, owner: str, id: str) -> Transcript:
         """`party` has the text; when both sides have it, it is deleted when this answers.
@@ -189,9 +197,11 @@ class Desk:
             if self._uploads.for_party(owner, id, party) is None:
                 raise
             raise NotFetched from None
-        if change.after.state in ENDED:
-            await self._spool.drop(change.after.key)
-        self._moved(change.before, change.after)
+        try:
+            if change.after.state in ENDED:
+                await self._spool.drop(change.after.key)
+        finally:
+            self._moved(change.before, change.after)
         return change.after
 
     async def status(self, party: str, owner: str, id: str) -> View:
@@ -217,7 +227,8 @@ class Desk:
 
         :param upload_ended: an upload of that name was discarded just now, so there was something.
 
-        Raises :exc:`UnknownId`, also when the party is not the owner.
+        Raises :exc:`UnknownId`, also when the party is not the owner, or :exc:`OSError` when it
+        cannot be deleted now.
         """
         if owner != party:
             raise UnknownId
@@ -230,15 +241,21 @@ class Desk:
                 # What is just being kept is kept first, so that there is something to cancel.
                 settling.append(upload.settled)
         await gatherResults(settling)
+        keys = self._uploads.remains(owner, id)
+        change = None
         try:
             change = await self.store.cancel(owner, id, self.now())
         except UnknownId:
-            if not upload_ended:
+            if not upload_ended and not keys:
                 raise
-            return
-        self._give_up(change.after.key)
-        await self._spool.drop(change.after.key)
-        self._moved(change.before, change.after)
+        else:
+            self._give_up(change.after.key)
+            keys.append(change.after.key)
+        try:
+            await _all([self._spool.drop(key) for key in keys])
+        finally:
+            if change is not None:
+                self._moved(change.before, change.after)
 
     # Telling
 
@@ -256,6 +273,8 @@ class Desk:
 
     def changed(self, transcript: Transcript, progress: float) -> None:
         """A transcript has changed: tell those who watch and those who wait."""
+        if self._touched is not None:
+            self._touched.add(transcript.key)
         if transcript.state is not State.TRANSCRIBING:
             self._log.info(
                 "{t.owner}/{t.id} for {t.receiver}, {t.seconds} s, is {t.state}", t=transcript
@@ -269,23 +288,11 @@ class Desk:
             except Exception:
                 self._log.failure("a watcher failed")
         if transcript.state not in UNFINISHED:
-            self._wake_waiting((transcript.owner, transcript.id))
+            self._waiting.wake((transcript.owner, transcript.id))
 
     def _moved(self, before: Transcript, after: Transcript) -> None:
         if before.state is not after.state:
             self.changed(after, self._progress(after))
-
-    def _wake_waiting(self, name: tuple[str, str]) -> None:
-        for change in list(self._waiting.get(name, [])):
-            if change in self._waiting.get(name, []):
-                self._forget(name, change)
-                change.callback(None)
-
-    def _forget(self, name: tuple[str, str], change: Deferred[None]) -> None:
-        waiting = self._waiting[name]
-        waiting.remove(change)
-        if not waiting:
-            del self._waiting[name]
 
     def _view(self, transcript: Transcript) -> View:
         return View(transcript, self._progress(transcript))
@@ -306,20 +313,30 @@ class Desk:
     async def resume(self) -> tuple[int, int]:
         """Go on where an earlier daemon stopped, however it stopped.
 
-        To be called before anything else is asked. Answers how many recordings go on, and how many
-        leftover files were deleted.
+        To be called before anything else is asked; when it has failed, :meth:`keep_house` calls it
+        again. Answers how many recordings go on, and how many leftover files were deleted.
         """
-        # Both are asked at once, before anything that is accepted from now on.
-        unfinished, live = self.store.unfinished(), self.store.live()
-        self._left = {transcript.key: transcript for transcript in await unfinished}
-        swept = await self._spool.sweep(await live)
-        await self.purge()
-        resumed = len(self._left)
-        await self._take_up()
-        return resumed - len(self._left), swept
+        self._resume_again = False
+        try:
+            for transcript in await self.store.unfinished():
+                key = transcript.key
+                # Not what this daemon has accepted, or has seen the end of.
+                if key not in (self._touched or ()) and self._scheduler.get(key) is None:
+                    self._left[key] = transcript
+            swept = await self._spool.sweep(await self.store.live())
+        except BaseException:
+            self._resume_again = True
+            raise
+        self._touched = None
+        try:
+            await self.purge()
+        except Exception:
+            self._log.failure("what has expired could not be purged; it is tried again")
+        return await self._take_up(), swept
 
-    async def _take_up(self) -> None:
-        """Queue what an earlier daemon left; what fails stays for the next call."""
+    async def _take_up(self) -> int:
+        """Queue what an earlier daemon left, and say how much; what fails stays for later."""
+        resumed = 0
         for transcript in list(self._left.values()):
             size = transcript.frames * transcript.channels * SAMPLE_BYTES
             try:
@@ -338,25 +355,53 @@ class Desk:
             elif windows is not None:
                 path = self._spool.audio_path(transcript.key)
                 self._scheduler.add(Job(transcript, path, windows))
+            resumed += 1
         self.wake()
+        return resumed
 
     async def purge(self) -> None:
-        """Delete what has expired, and what could not be deleted before."""
+        """Delete what has expired, and what could not be deleted before.
+
+        Raises, at its end, what went wrong: :exc:`OSError` for files that cannot be deleted.
+        """
         expired = await self.store.expire(self.now())
         for transcript in expired:
             self._give_up(transcript.key)
         drops = [self._spool.drop(transcript.key) for transcript in expired]
-        await DeferredList([*drops, self._spool.drop_again()], consumeErrors=True)
-        for transcript in expired:
-            self.changed(transcript, 0.0)
+        try:
+            await _all([*drops, self._spool.drop_again()])
+        finally:
+            for transcript in expired:
+                self.changed(transcript, 0.0)
 
     async def keep_house(self) -> None:
         """To be called every now and then: :meth:`purge`, and take up what could not be.
 
-        Ends uploads that bring nothing, too.
+        Ends uploads that bring nothing, too. Raises as :meth:`purge` does, at its end.
         """
         self._uploads.drop_idle()
-        await self.purge()
-        if self._left and self._clock.seconds() >= self._take_up_at:
-            self._take_up_at = self._clock.seconds() + RETRY_TAKING_UP
-            await self._take_up()
+        try:
+            await self.purge()
+        finally:
+            if (self._left or self._resume_again) and self._clock.seconds() >= self._take_up_at:
+                self._take_up_at = self._clock.seconds() + RETRY_TAKING_UP
+                await self._go_on()
+
+    async def _go_on(self) -> None:
+        try:
+            if self._resume_again:
+                done = await self.resume()
+                self._log.info("resumed {n[0]} recordings, deleted {n[1]} leftover files", n=done)
+            else:
+                await self._take_up()
+        except Exception:
+            self._log.failure("what an earlier daemon left could still not be taken up")
+
+
+async def _all(works: Sequence[Deferred[None]]) -> None:
+    """Come back when all have ended, and raise what one of them did."""
+    outcomes: list[Any] = await DeferredList(works, consumeErrors=True)
+    failures = [failure for success, failure in outcomes if not success]
+    # What nobody foresaw goes first: files that cannot be deleted are in the log already.
+    for failure in sorted(failures, key=lambda failure: failure.check(OSError) is not None):
+        failure.raiseException()

@@ -226,7 +226,8 @@ class Dispatcher:
     async def _over(self, job: Job, change: Change | None, progress: float) -> None:
         """The outcome is stored: say so, and delete what is not needed any more."""
         self._scheduler.remove(job.key)
-        if change is not None and change.moved:
+        # Where it was stored by a try that failed, nobody was told.
+        if change is not None and (change.moved or job.in_doubt):
             self._changed(change.after, progress)
         await (self._spool.drop_audio if change is not None else self._spool.drop)(job.key)
 
@@ -234,6 +235,7 @@ class Dispatcher:
         self, job: Job, error: Exception, step: Callable[[Job], Coroutine[Any, Any, None]]
     ) -> None:
         """An outcome could not be stored: try again later. Its audio is kept until then."""
+        job.in_doubt = True
         self._log.error(
             "the outcome of {owner}/{id} was not stored: {error}; trying again in {seconds} s",
             owner=job.transcript.owner,

@@ -120,6 +120,25 @@ class ISpool(Protocol):
     def drop(self, key: str) -> Deferred[None]: ...
     def sweep(self, live: Mapping[str, State]) -> Deferred[int]: ...
     def drop_again(self) -> Deferred[None]: ...
+    def leaves(self, key: str) -> bool: ...
+
+
+class Reception(Protocol):
+    """Whom uploads tell.
+
+    :ivar wake: is called when there is something to transcribe.
+    """
+
+    wake: Callable[[], None]
+
+    def changed(self, transcript: Transcript, progress: float) -> None:
+        """A transcript was accepted."""
+
+    def in_doubt(self, transcript: Transcript) -> None:
+        """It is not known whether a transcript was accepted. Its audio is there."""
+
+    def uploaded(self, owner: str, id: str) -> None:
+        """An upload of that name is over, however it ended."""
 
 
 class ISessionPeer(Protocol):

@@ -32,6 +32,7 @@ class Job:
     :ivar begun: whether the store knows that it is in work.
     :ivar held: how many seconds of it count for the queue.
     :ivar reason: why it was given up, if it was.
+    :ivar in_doubt: whether its outcome may be stored although that has failed.
     :ivar model: what it is cut for; None while that is not known.
     :ivar windows: how it is cut.
     :ivar waiting: the windows that no worker has yet.
@@ -48,6 +49,7 @@ class Job:
     begun: bool = False
     held: float = 0.0
     reason: str | None = None
+    in_doubt: bool = False
     model: Model | None = None
     windows: list[Window] = field(default_factory=list)
     waiting: deque[Window] = field(default_factory=deque)

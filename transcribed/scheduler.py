@@ -29,6 +29,8 @@ from transcribed.transcript import Transcript
 RETRY_FULL_QUEUE = 10.0
 """Seconds after which a client may try again when the queue was full."""
 _FULL_SHARE = "your share of the queue is full"
+SHARE = 0.5
+"""The most of all places that one owner gets, so that no owner takes them all."""
 MAX_TRIES = 3
 """So often a window is tried, alone, before its recording is given up."""
 OLDEST_TURN = 4
@@ -37,6 +39,15 @@ PATIENCE = 10
 """So many windows, for each owner that waits, are dealt to others before an owner is next."""
 MAX_BATCH = 16
 """The most windows in a batch, so that the question and the answer fit into an AMP value."""
+
+
+def share(limit: int) -> int:
+    """So many of `limit` places one owner gets.
+
+    It is the same for an owner who is alone, as a service is that relays for others under one name:
+    half must be enough for it, or the limit twice as high.
+    """
+    return max(1, int(limit * SHARE))
 
 
 @dataclass(eq=False)
@@ -72,7 +83,8 @@ class _Owner:
 class Scheduler:
     """All recordings that are coming in, waiting or in work.
 
-    :param limit: the most recordings that may be there at once.
+    :param limit: the most recordings that may be there at once; see :func:`share` for how many of
+        one owner.
     :param limit_seconds: the most seconds of audio, all told.
     :param limit_seconds_of_owner: the most of one owner.
     :ivar seconds: how many seconds of audio there are.
@@ -118,7 +130,9 @@ class Scheduler:
         if (reason := self.refusing()) is not None:
             raise Busy(reason, RETRY_FULL_QUEUE)
         owner = self._owners.get(job.transcript.owner)
-        if owner is not None and owner.seconds >= self.limit_seconds_of_owner:
+        if owner is not None and (
+            len(owner.jobs) >= share(self.limit) or owner.seconds >= self.limit_seconds_of_owner
+        ):
             raise Busy(_FULL_SHARE, RETRY_FULL_QUEUE)
         self.add(job)
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -37,6 +39,12 @@ _SCARCE = {
 AUDIO, WINDOWS, TEXT = ".audio", ".windows", ".text"
 PART = ".part"
 """Ends the name of what is being written; left by a crash, it is swept."""
+SAY_EVERY = 600.0
+"""Seconds between two lines in the log about the same file that cannot be deleted."""
+
+
+class Undeleted(OSError):
+    """Files could not be deleted; the log says which. It is tried again."""
 
 
 def _private(path: str, flags: int) -> int:
@@ -103,11 +111,12 @@ class Intake:
         return self._spool.inThread(work)
 
     def discard(self) -> None:
-        """Delete what was written."""
-        self._file.close()
-        self._spool.disk.deleted(self._path)
-        self._path.unlink(missing_ok=True)
-        self._spool.windows_path(self.key).unlink(missing_ok=True)
+        """Delete what was written; what cannot be is left to :meth:`Spool.drop_again`."""
+        with suppress(OSError):
+            # What it could not write is not wanted any more.
+            self._file.close()
+        with suppress(Undeleted):
+            self._spool.delete(self._path, self._spool.windows_path(self.key))
 
 
 class _disk_errors:
@@ -126,13 +135,19 @@ class Spool:
 
     :param directory: is made where it is not there, and readable by its user only.
     :param threads: where the waiting for the disk is done.
+    :param monotonic: seconds of a clock that never jumps.
     :ivar disk: how much it may take.
     """
 
     _log = Logger()
 
     def __init__(
-        self, directory: Path, reactor: IReactorThreads, threads: ThreadPool, disk: Disk
+        self,
+        directory: Path,
+        reactor: IReactorThreads,
+        threads: ThreadPool,
+        disk: Disk,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.directory = directory
         self.disk = disk
@@ -146,7 +161,9 @@ class Spool:
         self._found = [path for path in directory.iterdir() if not path.is_dir()]
         disk.open(directory, self._found)
         self._locks: dict[str, DeferredLock] = {}
-        self._undeleted: set[Path] = set()
+        self._monotonic = monotonic
+        # What is still to be deleted, and when it may be said once more that it cannot be.
+        self._undeleted: dict[Path, float] = {}
 
     def inThread(self, work: Callable[[], T]) -> Deferred[T]:
         """Run `work` where it may wait for the disk."""
@@ -265,57 +282,89 @@ class Spool:
         return self._inOrder(key, work)
 
     def drop_audio(self, key: str) -> Deferred[None]:
-        """Delete what is not needed once the outcome is known: audio and window results."""
+        """Delete what is not needed once the outcome is known: audio and window results.
+
+        Fails with :exc:`Undeleted` when some of it could not be: what could is gone all the same.
+        """
         return self._unlink(key, AUDIO, WINDOWS)
 
     def drop(self, key: str) -> Deferred[None]:
-        """Delete all that there is of a transcript."""
+        """Delete all that there is of a transcript; fails as :meth:`drop_audio` does."""
         return self._unlink(key, AUDIO, WINDOWS, TEXT)
 
     def _unlink(self, key: str, *suffixes: str) -> Deferred[None]:
         paths = [self._path(key, suffix) for suffix in suffixes]
         # Until it is done: what cannot be deleted now is deleted by drop_again.
-        self._undeleted.update(paths)
+        for path in paths:
+            self._undeleted.setdefault(path, 0.0)
+        return self._inOrder(key, lambda: self.delete(*paths))
 
-        def work() -> None:
-            for path in paths:
+    def delete(self, *paths: Path) -> None:
+        """Delete files, each whatever becomes of the others.
+
+        Raises :exc:`Undeleted` when one could not be: it is left to :meth:`drop_again`.
+        """
+        failed: OSError | None = None
+        for path in paths:
+            try:
                 self._delete(path)
-
-        return self._inOrder(key, work)
+            except OSError as e:
+                self._remember(path, e)
+                failed = e
+        if failed is not None:
+            raise Undeleted(*failed.args) from failed
 
     def _delete(self, path: Path) -> None:
         path.unlink(missing_ok=True)
         self.disk.deleted(path)
-        self._undeleted.discard(path)
+        self._undeleted.pop(path, None)
+
+    def _remember(self, path: Path, error: OSError) -> None:
+        now, say_at = self._monotonic(), self._undeleted.get(path, 0.0)
+        if now >= say_at:
+            self._log.error("{path} cannot be deleted: {error}", path=path, error=error)
+            say_at = now + SAY_EVERY
+        self._undeleted[path] = say_at
+
+    def leaves(self, key: str) -> bool:
+        """Whether something of a transcript is still to be deleted."""
+        return any(self._path(key, suffix) in self._undeleted for suffix in (AUDIO, WINDOWS, TEXT))
 
     def drop_again(self) -> Deferred[None]:
-        """Delete what should have been deleted already and could not be."""
+        """Delete what should have been deleted already and could not be.
+
+        Fails with :exc:`Undeleted` when some of it still cannot be.
+        """
 
         def work() -> None:
-            for path in list(self._undeleted):
-                self._delete(path)
+            self.delete(*list(self._undeleted))
 
         return self.inThread(work) if self._undeleted else succeed(None)
 
     def sweep(self, live: Mapping[str, State]) -> Deferred[int]:
         """Delete what an earlier daemon left and no transcript in `live` has a use for.
 
-        Looks at the files that were there when the spool was opened; answers how many it deleted.
-        What cannot be deleted is left to :meth:`drop_again`.
+        Looks at the files that were there when the spool was opened, and must have come to its end
+        before any of these transcripts is worked on; where it failed, it may be called again.
+        Answers how many it deleted. What cannot be deleted is left to :meth:`drop_again`.
         """
         uses = {AUDIO: UNFINISHED, WINDOWS: UNFINISHED, TEXT: FINISHED}
-        found, self._found = self._found, []
 
         def work() -> int:
             swept = 0
-            for path in found:
-                if live.get(path.stem) not in uses.get(path.suffix, ()):
-                    try:
-                        self._delete(path)
-                        swept += 1
-                    except OSError as e:
-                        self._log.error("{path} cannot be deleted: {error}", path=path, error=e)
-                        self._undeleted.add(path)
+            for path in self._found:
+                state = live.get(path.stem)
+                if state in uses.get(path.suffix, ()):
+                    continue
+                try:
+                    self._delete(path)
+                    swept += 1
+                except OSError as e:
+                    self._remember(path, e)
+                    if path.suffix == TEXT and state in UNFINISHED:
+                        # There will be a text of that name, which must not be deleted.
+                        del self._undeleted[path]
+            self._found = []
             return swept
 
         return self.inThread(work)

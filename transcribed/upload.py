@@ -9,7 +9,6 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -25,9 +24,9 @@ from transcribed.errors import (
     UnknownId,
     Unsupported,
 )
-from transcribed.interfaces import IIntake, IRecognizerPool, ISpool, ITranscriptStore
+from transcribed.interfaces import IIntake, IRecognizerPool, ISpool, ITranscriptStore, Reception
 from transcribed.job import Job
-from transcribed.scheduler import RETRY_FULL_QUEUE, Scheduler
+from transcribed.scheduler import RETRY_FULL_QUEUE, Scheduler, share
 from transcribed.transcript import State, Transcript
 from transcribed.wire import MAX_CHANNELS, MAX_RATE, SAMPLE_BYTES, Submit
 
@@ -43,7 +42,8 @@ class Terms:
     :ivar language: what a recording is transcribed as when the client does not say.
     :ivar max_seconds: the longest recording.
     :ivar max_bytes: the same in bytes.
-    :ivar max_uploads: the most recordings that come in at once.
+    :ivar max_uploads: the most recordings that come in at once; see
+        :func:`transcribed.scheduler.share` for how many of one owner.
     :ivar idle_seconds: how long an upload may bring nothing.
     """
 
@@ -61,28 +61,11 @@ class Terms:
         return min(self.max_bytes, longest)
 
 
-class Reception(Protocol):
-    """Whom uploads tell.
-
-    :ivar wake: is called when there is something to transcribe.
-    """
-
-    wake: Callable[[], None]
-
-    def changed(self, transcript: Transcript, progress: float) -> None:
-        """A transcript was accepted."""
-
-    def in_doubt(self, transcript: Transcript) -> None:
-        """It is not known whether a transcript was accepted. Its audio is there."""
-
-    def uploaded(self, owner: str, id: str) -> None:
-        """An upload of that name is over, however it ended."""
-
-
 class Upload:
     """A recording on its way in; made by :meth:`Uploads.open`.
 
-    After any error that it raises, nothing is left of it.
+    After any error that it raises, nothing is left of it, but for what cannot be deleted:
+    :meth:`Uploads.remains` has that.
 
     :ivar settled: once it is being kept, fires when that is decided.
     """
@@ -166,10 +149,12 @@ class Upload:
     def discard(self) -> None:
         """Leave nothing of it; does nothing where it is over already."""
         if not self._over:
-            try:
-                self._intake.discard()
-            finally:
-                self._end()
+            self._drop()
+            self._end()
+
+    def _drop(self) -> None:
+        self._intake.discard()
+        self._uploads.dropped(self._draft)
 
     def cancel(self) -> None:
         """The owner has cancelled it on another connection."""
@@ -205,16 +190,16 @@ class Upload:
             self._check(sha256)
             await self._intake.keep()
         except BaseException:
-            self._intake.discard()
+            self._drop()
             raise
         new = replace(self.transcript, state=State.QUEUED, sha256=self._intake.sha256)
         try:
             kept = await self._uploads.accept(new, self._job)
         except TranscribedError:
-            self._intake.discard()
+            self._drop()
             raise
         if kept.key != new.key:
-            self._intake.discard()
+            self._drop()
         return kept
 
     def _check(self, sha256: str | None) -> None:
@@ -250,6 +235,7 @@ class Uploads:
         self._reception = reception
         self._uploads: dict[tuple[str, str], list[Upload]] = {}
         self._open = 0
+        self._remains: dict[str, tuple[str, str]] = {}
 
     def __len__(self) -> int:
         """How many there are."""
@@ -278,6 +264,9 @@ class Uploads:
         self._check_language(language)
         if self._open >= self.terms.max_uploads:
             raise Busy("too many recordings are coming in", RETRY_FULL_QUEUE)
+        theirs = sum(len(each) for name, each in self._uploads.items() if name[0] == party)
+        if theirs >= share(self.terms.max_uploads):
+            raise Busy("you have too many recordings coming in", RETRY_FULL_QUEUE)
         now = self.now()
         draft = Transcript(
             key=uuid.uuid4().hex,
@@ -338,7 +327,17 @@ class Uploads:
         for upload in [upload for uploads in self._uploads.values() for upload in uploads]:
             upload.drop_if_idle()
 
+    def remains(self, owner: str, id: str) -> list[str]:
+        """The keys of uploads of that name that are over, and could not be deleted yet."""
+        self._remains = {k: v for k, v in self._remains.items() if self._spool.leaves(k)}
+        return [key for key, name in self._remains.items() if name == (owner, id)]
+
     # For an upload
+
+    def dropped(self, draft: Transcript) -> None:
+        """Its files were to be deleted."""
+        if self._spool.leaves(draft.key):
+            self._remains[draft.key] = draft.owner, draft.id
 
     def hold(self, job: Job, seconds: float) -> None:
         """So much is there of an upload; raises :exc:`Busy` where it is too much for the queue."""

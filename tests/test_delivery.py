@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from twisted.internet.defer import Deferred
+
 from tests.fakes import Party
 from tests.sessioncase import SECOND, Case
+from transcribed import waits
+from transcribed.transcript import Transcript
 
 
 class FetchTests(Case):
@@ -184,6 +188,74 @@ class FetchTests(Case):
         self.assertError(self.anna.ask(type="fetch", id="m1"), "failed")
         self.assertFalse(self.anna.ask(type="ack", id="m1")["purged"])
         self.assertTrue(self.bjorn.ask(type="ack", id="m1", owner="anna")["purged"])
+
+    def test_an_upload_that_ends_wakes_only_whoever_waits_for_it(self) -> None:
+        self.anna.submit("m1", receiver="bjorn")
+        self.anna.say(type="fetch", id="m1")
+        self.bjorn.say(type="fetch", id="m1", owner="anna")
+        asked = self.count_questions()
+        other = self.house.party("anna")
+        for _ in range(3):
+            other.say(type="submit", id="m1", receiver="bjorn")
+            self.assertError(other.ask(type="end", id="m1"), "bad-audio")
+        self.assertEqual(asked, [])
+        self.house.pool.answer("hej")
+        self.assertEqual(asked, ["anna", "bjorn"])
+        for party in (self.anna, self.bjorn):
+            self.assertEqual(party.heard()["text"], "hej")
+
+    def test_whoever_waits_for_an_upload_waits_for_the_last_of_its_name(self) -> None:
+        """That is, of those of which the party is a side."""
+        lines = [self.house.party("anna") for _ in range(3)]
+        for line, receiver in zip(lines, ("bjorn", "bjorn", "eva"), strict=True):
+            line.say(type="submit", id="m1", receiver=receiver)
+        self.bjorn.say(type="fetch", id="m1", owner="anna")
+        self.eva.say(type="fetch", id="m1", owner="anna")
+        asked = self.count_questions()
+        lines[0].session.lost()
+        self.assertEqual((asked, self.bjorn.sent), ([], []))
+        lines[1].session.lost()
+        self.assertEqual(asked, ["bjorn"])
+        self.assertError(self.bjorn.heard(), "unknown-id")
+        lines[2].sound(SECOND)
+        self.assertEqual(lines[2].ask(type="end", id="m1")["type"], "accepted")
+        self.assertEqual(self.eva.sent, [])
+        self.house.pool.answer("hej")
+        self.assertEqual(self.eva.heard()["text"], "hej")
+
+    def count_questions(self) -> list[str]:
+        """Who looks for a text from now on."""
+        asked: list[str] = []
+        collect = self.house.store.collect
+
+        def counted(owner: str, id: str, party: str, now: float) -> Deferred[Transcript]:
+            asked.append(party)
+            return collect(owner, id, party, now)
+
+        self.patch(self.house.store, "collect", counted)
+        return asked
+
+    def test_too_many_waiting_of_a_party(self) -> None:
+        self.patch(waits, "MAX_WAITING_OF_PARTY", 10)
+        self.anna.submit("m1", receiver="bjorn")
+        other = self.house.party("anna")
+        for _ in range(5):
+            self.anna.say(type="fetch", id="m1")
+            other.say(type="fetch", id="m1")
+        self.assertEqual((self.anna.sent, other.sent), ([], []))
+        for party in (self.anna, other):
+            self.assertError(answer := party.ask(type="fetch", id="m1"), "busy")
+            self.assertEqual(answer["retry_after"], waits.RETRY_WAITING)
+            self.assertEqual(party.ask(type="fetch", id="m1", wait=False)["type"], "status")
+        self.bjorn.say(type="fetch", id="m1", owner="anna")
+        self.assertEqual(self.bjorn.sent, [], "others may wait")
+        other.session.lost()
+        for _ in range(5):
+            self.anna.say(type="fetch", id="m1")
+        self.assertError(self.anna.ask(type="fetch", id="m1"), "busy")
+        self.house.pool.answer("hej")
+        self.assertEqual([answer["text"] for answer in self.anna.sent], ["hej"] * 10)
+        self.assertEqual(len(self.house.desk._waiting), 0)
 
     def test_too_many_waiting(self) -> None:
         self.anna.submit("m1")

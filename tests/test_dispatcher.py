@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +232,37 @@ class StoringTests(Case):
         self.house.store.pool.broken = None
         self.later()
         self.assertEqual(self.state(), "failed")
+
+    def test_what_was_stored_though_it_failed_is_told(self) -> None:
+        """The commit is there, its answer is an error: whoever waits is told by the next try."""
+        for id, outcome in (("m1", "ready"), ("m2", "failed")):
+            self.anna.submit(id)
+            self.anna.say(type="fetch", id=id)
+            watcher = self.house.party("anna")
+            watcher.ask(type="subscribe")
+            if outcome == "failed":
+                self.house.pool.fail()
+                self.house.pool.fail()
+            run = self.house.store.pool.runInteraction
+
+            def commit_and_fail(work: Callable[[Any], Any], run: Any = run) -> Deferred[Any]:
+                failed: Deferred[Any] = run(work)
+                return failed.addCallback(lambda _: fail(RuntimeError("disk I/O error")))
+
+            self.house.store.pool.runInteraction = commit_and_fail  # type: ignore[method-assign]
+            if outcome == "failed":
+                self.house.pool.fail()
+            else:
+                self.house.pool.answer("hej")
+            self.house.store.pool.runInteraction = run  # type: ignore[method-assign]
+            self.assertEqual(self.state(id), outcome)
+            self.assertEqual((self.anna.sent, watcher.sent), ([], []))
+            self.later()
+            self.assertEqual([event["state"] for event in watcher.sent], [outcome])
+            answer = self.anna.heard()
+            heard = answer.get("text", answer.get("code"))
+            self.assertEqual(heard, "hej" if outcome == "ready" else "failed")
+            watcher.session.lost()
 
     def test_a_window(self) -> None:
         self.anna.submit("m1", SECOND * 40)

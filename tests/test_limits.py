@@ -11,6 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.fakes import FakePool, House, Party
 from transcribed.scheduler import RETRY_FULL_QUEUE
+from transcribed.spool import Undeleted
 from transcribed.upload import RETRY_IDLE
 
 SECOND = b"\1\0" * 16000
@@ -97,6 +98,20 @@ class IdleTests(Case):
         self.assertEqual(self.house.spool.names(), [])
         # The place is free again.
         self.assertEqual(self.bjorn.submit("m1")["type"], "accepted")
+
+    def test_whatCannotBeDeletedIsToldAllTheSame(self) -> None:
+        def refuse(*_: object, **__: object) -> None:
+            raise OSError(5, "input/output error")
+
+        self.begin(self.anna, "m1", 1)
+        broken = self.patch(Path, "unlink", refuse)
+        self.house.clock.advance(60.5)
+        housekeeping = Deferred.fromCoroutine(self.house.desk.keep_house())
+        self.failureResultOf(housekeeping, Undeleted)
+        broken.restore()
+        self.assertSwallows(self.anna, "busy", "m1", "no audio came")
+        self.pass_time(1)
+        self.assertEqual(self.house.spool.names(), [])
 
     def test_anythingIsEnough(self) -> None:
         self.begin(self.anna, "m1")

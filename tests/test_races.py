@@ -263,6 +263,58 @@ class UploadTests(Case):
         self.assertEqual(self.house.spool.names(), [])
         self.assertEqual(self.other.ask(type="status", id="m1")["code"], "unknown-id")
 
+    def refuse_to_unlink(self) -> Any:
+        """From now on no file can be deleted, until what this answers is restored."""
+
+        def refuse(path: Path, missing_ok: bool = False) -> None:
+            raise OSError(5, "input/output error")
+
+        return self.patch(Path, "unlink", refuse)
+
+    def assertCancelled(self, party: Party, code: str = "") -> None:
+        """A cancel is answered so, and where nothing else is said, nothing is left."""
+        party.say(type="cancel", id="m1")
+        answer = party.heard()
+        self.assertEqual(answer.get("code", ""), code, answer)
+        self.assertEqual(self.house.spool.names() == [], not code)
+        if code:
+            self.assertEqual(party.closed, (1011, "internal error"))
+            self.assertEqual(len(self.flushLoggedErrors(Undeleted)), 1)
+
+    def test_cancelled_and_cannot_be_deleted(self) -> None:
+        """No cancel is answered before the audio is gone, be it its own line's or another's."""
+        for canceller in (self.anna, self.other):
+            uploader = self.house.party("anna") if canceller is self.other else self.anna
+            self.upload(uploader)
+            broken = self.refuse_to_unlink()
+            self.assertCancelled(canceller, "internal")
+            self.assertCancelled(self.house.party("anna"), "internal")
+            if uploader is not canceller:
+                self.assertEqual(uploader.heard()["code"], "gone")
+            broken.restore()
+            self.assertCancelled(self.house.party("anna"))
+            answer = self.house.party("anna").ask(type="cancel", id="m1")
+            self.assertEqual(answer["code"], "unknown-id")
+            self.assertEqual(self.house.desk._uploads._remains, {})
+
+    def test_accepted_beside_one_that_cannot_be_deleted(self) -> None:
+        self.upload(self.anna)
+        broken = self.refuse_to_unlink()
+        self.anna.session.lost()
+        broken.restore()
+        self.other.submit("m1")
+        self.assertEqual(len(self.house.spool.names()), 4)
+        self.assertCancelled(self.other)
+
+    def test_one_file_that_cannot_be_deleted_keeps_no_other(self) -> None:
+        self.upload(self.anna)
+        (path,) = self.house.directory.glob("*.audio")
+        path.unlink()
+        path.mkdir()
+        self.anna.session.lost()
+        self.assertEqual(self.house.spool.names(), [".audio"])
+        path.rmdir()
+
     def test_that_cannot_be_deleted(self) -> None:
         self.house.max_queue = 1
         self.house.open()
@@ -381,6 +433,58 @@ class RestartTests(Case):
         self.house.clock.advance(60)
         self.house.purge()
         self.assertEqual(len(self.house.pool.work), 2)
+
+    def test_all_of_it_is_tried_again(self) -> None:
+        for call in ("unfinished", "live"):
+            with self.subTest(call):
+                self.setUp()
+                self.anna.submit("old")
+                (self.house.directory / "stray.audio").touch()
+                self.house.pool.work.clear()
+                patch = self.patch(
+                    self.house.store, call, lambda: fail(OSError(5, "input/output error"))
+                )
+                self.house.open()
+                self.failureResultOf(self.house.resumed, OSError)
+                anna = self.house.party("anna")
+                for id in ("done", "new", "open"):
+                    anna.say(type="submit", id=id)
+                    anna.sound(SECOND)
+                    if id != "open":
+                        anna.say(type="end", id=id)
+                self.house.pool.answer("nytt")
+                self.house.purge()
+                self.assertEqual(len(self.flushLoggedErrors(OSError)), 1)
+                patch.restore()
+                kept = {p.name for p in self.house.directory.iterdir()} - {"stray.audio"}
+                self.house.clock.advance(60)
+                self.house.purge()
+                self.assertEqual({p.name for p in self.house.directory.iterdir()}, kept)
+                jobs = sorted(j.transcript.id for j in self.house.scheduler._jobs.values())
+                self.assertEqual(jobs, ["new", "old", "open"])
+                anna.sound(SECOND)
+                self.house.clock.advance(60)
+                self.house.purge()
+                self.assertEqual(len(self.house.scheduler._jobs), 3, "and once only")
+                while self.house.pool.work:
+                    self.house.pool.answer("hej")
+                self.assertEqual(self.fetch(self.house.party("anna"), "old")["text"], "hej")
+
+    def test_a_file_that_stays_does_not_keep_it_from_going_on(self) -> None:
+        self.anna.submit("old")
+        self.house.pool.work.clear()
+        (self.house.directory / "stray.audio").touch()
+
+        def refuse(path: Path, missing_ok: bool = False) -> None:
+            raise OSError(5, "input/output error")
+
+        patch = self.patch(Path, "unlink", refuse)
+        self.house.open()
+        self.assertEqual(self.successResultOf(self.house.resumed), (1, 0))
+        self.assertEqual(len(self.flushLoggedErrors(Undeleted)), 1)
+        patch.restore()
+        self.house.purge()
+        self.assertEqual(self.house.spool.names(), [".audio", ".windows"])
 
     def key(self, id: str) -> str:
         found = self.successResultOf(self.house.store.look("anna", id, "anna", 0.0))

@@ -500,6 +500,27 @@ class SweepTests(SpoolTestCase):
         self.sweep({})
         self.assertEqual(self.files(), [])
 
+    def test_aTextThatIsWrittenAnewIsNotDeletedLater(self) -> None:
+        """It was left beside a recording that is not done, and could not be deleted then."""
+        self.leave("k1", "k2")
+        self.spool = ImmediateSpool(self.directory)
+        patch = self.patch(Path, "unlink", raising(errno.EIO))
+        self.assertEqual(self.sweep({"k1": State.TRANSCRIBING}), 0)
+        patch.restore()
+        self.successResultOf(self.spool.keep_text("k1", TEXT))
+        self.successResultOf(self.spool.drop_again())
+        self.assertEqual(self.files(), ["k1.audio", "k1.text", "k1.windows"])
+
+    def test_whatFailedIsSweptLater(self) -> None:
+        self.leave("k1")
+        self.spool = ImmediateSpool(self.directory)
+        self.spool.broken = OSError(errno.EIO, "input/output error")
+        self.failureResultOf(self.spool.sweep({}), OSError)
+        self.spool.broken = None
+        self.kept("new")
+        self.assertEqual(self.sweep({}), 3)
+        self.assertEqual(self.files(), ["new.audio", "new.windows"])
+
     def test_directoriesAreLeftAlone(self) -> None:
         # As lost+found is, where a file system of its own is mounted here.
         (self.directory / "lost+found").mkdir()

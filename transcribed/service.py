@@ -37,7 +37,7 @@ from transcribed.requests import Host
 from transcribed.scheduler import Scheduler
 from transcribed.session import Session
 from transcribed.settings import Settings
-from transcribed.spool import Spool, sync_directory
+from transcribed.spool import Spool, Undeleted, sync_directory
 from transcribed.storage.sqlite import SQLiteStore
 from transcribed.upload import Terms
 from transcribed.web import Probe, make_site
@@ -274,6 +274,9 @@ class Daemon(Service):
         try:
             await self._follow_clock()
             await self._desk.keep_house()
+        except Undeleted:
+            # The spool has said which files, once in a while.
+            self.metrics.purge_failed()
         except Exception:
             # The next one may work: nothing may end the purging.
             self._log.failure("what has expired could not be purged")

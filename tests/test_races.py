@@ -470,6 +470,33 @@ class RestartTests(Case):
                     self.house.pool.answer("hej")
                 self.assertEqual(self.fetch(self.house.party("anna"), "old")["text"], "hej")
 
+    def test_what_is_being_accepted_is_not_an_earlier_daemons(self) -> None:
+        """It is tried again while a commit is there, and its answer is not."""
+        patch = self.patch(self.house.store, "live", lambda: fail(OSError(5, "broken")))
+        self.house.open()
+        self.failureResultOf(self.house.resumed, OSError)
+        patch.restore()
+        anna = self.house.party("anna")
+        anna.say(type="submit", id="new")
+        anna.sound(SECOND)
+        answers: list[Deferred[Any]] = []
+        run = self.house.store.pool.runInteraction
+
+        def held(work: Callable[[Any], Any]) -> Deferred[Any]:
+            done = run(work)
+            answers.append(Deferred())
+            return answers[-1].addCallback(lambda _: done)
+
+        self.house.store.pool.runInteraction = held  # type: ignore[method-assign]
+        anna.say(type="end", id="new")
+        self.house.store.pool.runInteraction = run  # type: ignore[method-assign]
+        self.house.purge()
+        self.assertEqual(self.house.desk._left, {})
+        self.assertEqual(self.house.pool.work, [])
+        answers[0].callback(None)
+        self.assertEqual(anna.heard()["type"], "accepted")
+        self.assertEqual(len(self.house.pool.work), 1)
+
     def test_a_file_that_stays_does_not_keep_it_from_going_on(self) -> None:
         self.anna.submit("old")
         self.house.pool.work.clear()

@@ -90,8 +90,6 @@ class Desk:
         self.observers: list[Watcher] = []
         self._uploads = Uploads(terms, store, spool, scheduler, pool, clock, now, self)
         self._left: dict[str, Transcript] = {}
-        # What has changed before it was known what an earlier daemon left.
-        self._touched: set[str] | None = set()
         self._resume_again = False
         self._take_up_at = 0.0
         self._watchers: dict[str, list[Watcher]] = {}
@@ -273,8 +271,6 @@ class Desk:
 
     def changed(self, transcript: Transcript, progress: float) -> None:
         """A transcript has changed: tell those who watch and those who wait."""
-        if self._touched is not None:
-            self._touched.add(transcript.key)
         if transcript.state is not State.TRANSCRIBING:
             self._log.info(
                 "{t.owner}/{t.id} for {t.receiver}, {t.seconds} s, is {t.state}", t=transcript
@@ -319,15 +315,14 @@ class Desk:
         self._resume_again = False
         try:
             for transcript in await self.store.unfinished():
-                key = transcript.key
-                # Not what this daemon has accepted, or has seen the end of.
-                if key not in (self._touched or ()) and self._scheduler.get(key) is None:
-                    self._left[key] = transcript
+                # Not what this daemon is accepting, or has accepted: the store answers in order, so
+                # that whatever is not over yet is still in the queue.
+                if self._scheduler.get(transcript.key) is None:
+                    self._left[transcript.key] = transcript
             swept = await self._spool.sweep(await self.store.live())
         except BaseException:
             self._resume_again = True
             raise
-        self._touched = None
         try:
             await self.purge()
         except Exception:

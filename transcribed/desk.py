@@ -225,8 +225,7 @@ class Desk:
 
         :param upload_ended: an upload of that name was discarded just now, so there was something.
 
-        Raises :exc:`UnknownId`, also when the party is not the owner, or :exc:`OSError` when it
-        cannot be deleted now.
+        Raises :exc:`UnknownId`, also for any but the owner, or :exc:`OSError` if something stays.
         """
         if owner != party:
             raise UnknownId
@@ -315,8 +314,7 @@ class Desk:
         self._resume_again = False
         try:
             for transcript in await self.store.unfinished():
-                # Not what this daemon is accepting, or has accepted: the store answers in order, so
-                # that whatever is not over yet is still in the queue.
+                # Not this daemon's own: as the store answers in order, they are still in the queue.
                 if self._scheduler.get(transcript.key) is None:
                     self._left[transcript.key] = transcript
             swept = await self._spool.sweep(await self.store.live())
@@ -385,8 +383,8 @@ class Desk:
     async def _go_on(self) -> None:
         try:
             if self._resume_again:
-                done = await self.resume()
-                self._log.info("resumed {n[0]} recordings, deleted {n[1]} leftover files", n=done)
+                message = "resumed {n[0]} recordings, deleted {n[1]} leftover files"
+                self._log.info(message, n=await self.resume())
             else:
                 await self._take_up()
         except Exception:

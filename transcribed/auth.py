@@ -37,8 +37,8 @@ FORGIVEN = 600.0
 """Seconds after its last wrong try at which an address is like any other again."""
 MOST_ADDRESSES = 10_000
 """So many addresses with wrong tries are remembered, the latest ones."""
-MOST_WAITING = 200
-"""So many tries of one address may stand in line."""
+MOST_WAITING = 10_000
+"""So many tries of one address may stand in line: after a restart all its clients come at once."""
 ALL = ""
 """The line of all, which is no address."""
 LONGEST_TIMER = 86400.0
@@ -253,6 +253,12 @@ class _Front:
         self._lines.leave(self._name)
 
 
+def _still_there(mind: Mind) -> None:
+    """Nothing is looked up, nor is anybody made to wait, for who has hung up."""
+    if mind.closed:
+        raise Unauthenticated("the connection is gone")
+
+
 Admission = tuple[Party, Callable[[], None]]
 
 
@@ -301,12 +307,12 @@ class Doorkeeper:
         # One try at a time of each address, so that a crowd of them goes by what the first ones
         # showed; and one at a time of all, as a slow hash takes a core.
         async with self._lines.front(place):
+            _still_there(mind)
             wait = self._suspects.wait(place)
             if wait and not self._remembered(credentials):
                 await deferLater(self._clock, wait)
             async with self._lines.front(ALL):
-                if mind.closed:
-                    raise Unauthenticated("the connection is gone")
+                _still_there(mind)
                 return await self._login(place, credentials, mind)
 
     async def _login(self, place: str, credentials: Claim | Bearer, mind: Mind) -> Admission:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import sqlite3
 import subprocess
 import sys
-from contextlib import closing, suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -272,7 +272,7 @@ class EvidenceTests(SynchronousTestCase):
 
     def test_rows(self) -> None:
         path = self.state / "transcripts.sqlite"
-        with closing(sqlite3.connect(path)) as database:
+        with contextlib.closing(sqlite3.connect(path)) as database:
             database.execute("CREATE TABLE transcripts (owner, id, state)")
             database.execute("INSERT INTO transcripts VALUES ('anna', 'm1', 'ready')")
             database.commit()
@@ -303,7 +303,7 @@ class QuickTests(TestCase):
 
     def kill(self, group: int) -> None:
         """End all processes of a group."""
-        with suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(group, signal.SIGKILL)
 
     async def test_everyPromiseIsKept(self) -> None:

@@ -383,8 +383,12 @@ class Desk:
     async def _go_on(self) -> None:
         try:
             if self._resume_again:
-                message = "resumed {n[0]} recordings, deleted {n[1]} leftover files"
-                self._log.info(message, n=await self.resume())
+                resumed, swept = await self.resume()
+                self._log.info(
+                    "resumed {resumed} recordings, deleted {swept} leftover files",
+                    resumed=resumed,
+                    swept=swept,
+                )
             else:
                 await self._take_up()
         except Exception:

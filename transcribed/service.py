@@ -51,7 +51,6 @@ DRAIN_SECONDS = 30.0
 SETTLE_SECONDS = 5.0
 """So long it may take then to send the texts that clients wait for."""
 DISK_THREADS = 4
-CLOCK_SET = "the clock was set by {moved} s: what is kept has moved along"
 SPARE_FILES = 1000
 """Files that are open besides connections and uploads, with some to spare."""
 
@@ -282,6 +281,11 @@ class Daemon(Service):
             self._log.failure("what has expired could not be purged")
             self.metrics.purge_failed()
 
+    @classmethod
+    def tell_clock(cls, moved: float) -> None:
+        """Log that the machine's clock was set, by so many seconds."""
+        cls._log.warn("the clock was set by {moved} s: what is kept has moved along", moved=moved)
+
     async def _follow_clock(self) -> None:
         moved = self._calendar.step()
         if not moved:
@@ -291,7 +295,7 @@ class Daemon(Service):
         except BaseException:
             self._calendar.undo(moved)
             raise
-        self._log.warn(CLOCK_SET, moved=moved)
+        self.tell_clock(moved)
 
     def _purge(self) -> Deferred[None]:
         return Deferred.fromCoroutine(self._purge_now())
@@ -350,7 +354,7 @@ def make_daemon(settings: Settings, reactor: Any, in_foreground: bool) -> Daemon
         calendar = Calendar()
         moved = SQLiteStore.prepare(state.path / "transcripts.sqlite", calendar.reading)
         if moved:
-            Daemon._log.warn(CLOCK_SET, moved=moved)
+            Daemon.tell_clock(moved)
         refusal = SystemExit if in_foreground else CannotStart
         daemon = Daemon(settings, reactor, state, pool, checkers, refusal, calendar)
         pool.whenLost = daemon.metrics.restarted

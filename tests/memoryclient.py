@@ -204,8 +204,8 @@ class Transport:
         """Not kept."""
 
     def loseWriteConnection(self) -> None:
-        """Not used."""
-        raise NotImplementedError
+        """Nobody half closes a websocket."""
+        raise AssertionError("the server has closed its half only")
 
 
 class Client:

@@ -399,11 +399,11 @@ class CommandTests(StateCase):
         """SIGTERM in the middle leaves nothing."""
         self.accept("k1")
         program = (
-            "import os, signal, time\n"
+            "import os, signal, threading\n"
             "from transcribed import admin, backup\n"
             "def add(*arguments):\n"
             "    os.kill(os.getpid(), signal.SIGTERM)\n"
-            "    time.sleep(60)\n"
+            "    threading.Event().wait()\n"
             "backup._add = add\n"
             "admin.main()"
         )

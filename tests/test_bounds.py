@@ -23,8 +23,8 @@ from transcribed.websocket import ALL_UNSENT, Bounds, SessionFactory, SessionPro
 
 
 def no_session(_: ISessionPeer) -> Any:
-    """Is not called here."""
-    raise NotImplementedError
+    """Nobody opens a connection here."""
+    raise AssertionError("a session was made")
 
 
 class HelloTests(Case):

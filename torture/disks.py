@@ -8,6 +8,7 @@ import resource
 import shutil
 import subprocess
 import tempfile
+from abc import abstractmethod
 from pathlib import Path
 
 from torture.crowd import Crowd
@@ -41,13 +42,13 @@ class _DiskFault(Fault):
             self.end(rig)
             await rig.event("accepted", 1, 5.0)
 
+    @abstractmethod
     def begin(self, rig: Rig) -> None:
         """From now on."""
-        raise NotImplementedError
 
+    @abstractmethod
     def end(self, rig: Rig) -> None:
         """All is well again."""
-        raise NotImplementedError
 
 
 class FileSizeLimit(_DiskFault):

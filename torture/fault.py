@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 from torture.crowd import Crowd
 from torture.rig import Rig
 
 
-class Fault:
+class Fault(ABC):
     """One kind of fault.
 
     :ivar name: for the table and for ``--only``.
@@ -31,9 +33,9 @@ class Fault:
     def prepare(self, rig: Rig) -> None:
         """Before the first daemon is started."""
 
+    @abstractmethod
     async def inject(self, rig: Rig, crowd: Crowd) -> None:
         """Do harm, while clients are at work. The daemon runs when it is over."""
-        raise NotImplementedError
 
     def clean(self, rig: Rig) -> None:
         """After the last daemon has ended."""

@@ -30,12 +30,12 @@ class Fault(ABC):
         """Why it cannot be injected on this machine."""
         return None
 
-    def prepare(self, rig: Rig) -> None:
+    def prepare(self, rig: Rig) -> None:  # noqa: B027  (few need to)
         """Before the first daemon is started."""
 
     @abstractmethod
     async def inject(self, rig: Rig, crowd: Crowd) -> None:
         """Do harm, while clients are at work. The daemon runs when it is over."""
 
-    def clean(self, rig: Rig) -> None:
+    def clean(self, rig: Rig) -> None:  # noqa: B027  (few need to)
         """After the last daemon has ended."""

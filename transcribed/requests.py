@@ -17,11 +17,12 @@ from transcribed.desk import Delivery, Desk, Waiting
 from transcribed.errors import BadMessage, Busy, TranscribedError, Unauthenticated
 from transcribed.interfaces import ISessionPeer
 from transcribed.transcript import Transcript
+from transcribed.waits import RETRY_WAITING
 
 POLICY, INTERNAL = 1008, 1011
 """Close codes of RFC 6455, section 7.4.1."""
-MAX_WAITING, RETRY_WAITING = 1000, 10.0
-"""So many fetches may wait on one connection, and how soon one more may be tried, in seconds."""
+MAX_WAITING = 1000
+"""So many fetches may wait on one connection."""
 
 Step = Coroutine[Any, Any, None]
 

@@ -19,6 +19,7 @@ from transcribed import requests
 from transcribed.interfaces import ISessionPeer
 from transcribed.session import Session
 from transcribed.settings import OPTIONS, Settings, WrongValue
+from transcribed.waits import RETRY_WAITING
 from transcribed.websocket import ALL_UNSENT, Bounds, SessionFactory, SessionProtocol, _Backlog
 
 
@@ -98,7 +99,7 @@ class WaitingTests(Case):
         self.assertEqual(self.anna.sent, [])
         refused = self.anna.ask(type="fetch", id="m1", ref="3")
         self.assertEqual((refused["code"], refused["ref"]), ("busy", "3"))
-        self.assertEqual(refused["retry_after"], requests.RETRY_WAITING)
+        self.assertEqual(refused["retry_after"], RETRY_WAITING)
         self.house.pool.answer("hej")
         self.assertEqual([a["ref"] for a in self.anna.sent], ["0", "1", "2"])
         self.assertEqual({a["type"] for a in self.anna.sent}, {"transcript"})

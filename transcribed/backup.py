@@ -22,8 +22,9 @@ from typing import BinaryIO
 
 import msgspec
 
+from transcribed.files import sync_directory
 from transcribed.recognition import Transcription
-from transcribed.spool import AUDIO, TEXT, WINDOWS, sync_directory
+from transcribed.spool import AUDIO, TEXT, WINDOWS
 from transcribed.storage.sqlite import open_to_read, version_of
 from transcribed.transcript import UNFINISHED, State
 from transcribed.wire import SAMPLE_BYTES

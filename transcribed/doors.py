@@ -6,7 +6,6 @@ is cut off without a word.
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 from twisted.internet.interfaces import IDelayedCall, IProtocolFactory, IReactorTime
@@ -15,6 +14,7 @@ from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.python.failure import Failure
 
 from transcribed.addresses import source
+from transcribed.tally import Tally
 
 SPARE = 100
 """So many connections there may be besides websockets: handshakes, probes, refusals."""
@@ -92,7 +92,7 @@ class Doors:
         self._most = connections + SPARE
         self._most_of_address = per_address + SPARE
         self._inside = 0
-        self._of_address: Counter[str] = Counter()
+        self._of_address = Tally()
 
     def wrap(self, factory: IProtocolFactory) -> IProtocolFactory:
         """Have what `factory` makes behind these doors."""
@@ -113,6 +113,4 @@ class Doors:
         """One less."""
         self._inside -= 1
         if address is not None:
-            self._of_address[address] -= 1
-            if not self._of_address[address]:
-                del self._of_address[address]
+            self._of_address.less(address)

@@ -29,6 +29,7 @@ from transcribed.disk import Disk
 from transcribed.dispatcher import Dispatcher
 from transcribed.doors import Doors
 from transcribed.errors import CannotStart, StateInUse
+from transcribed.files import sync_directory
 from transcribed.interfaces import IRecognizerPool, ISessionPeer
 from transcribed.listeners import Listeners
 from transcribed.metrics import Metrics, Sources
@@ -37,7 +38,7 @@ from transcribed.requests import Host
 from transcribed.scheduler import Scheduler
 from transcribed.session import Session
 from transcribed.settings import Settings
-from transcribed.spool import Spool, Undeleted, sync_directory
+from transcribed.spool import Spool, Undeleted
 from transcribed.storage.sqlite import SQLiteStore
 from transcribed.upload import Terms
 from transcribed.web import Probe, make_site

@@ -24,6 +24,7 @@ from twisted.python.threadpool import ThreadPool
 
 from transcribed.disk import RETRY_FULL_DISK, Disk
 from transcribed.errors import Busy
+from transcribed.files import private, sync_directory, written
 from transcribed.recognition import StoredWindow, Transcription
 from transcribed.transcript import FINISHED, UNFINISHED, State
 
@@ -37,27 +38,12 @@ _SCARCE = {
 }
 
 AUDIO, WINDOWS, TEXT = ".audio", ".windows", ".text"
-PART = ".part"
-"""Ends the name of what is being written; left by a crash, it is swept."""
 SAY_EVERY = 600.0
 """Seconds between two lines in the log about the same file that cannot be deleted."""
 
 
 class Undeleted(OSError):
     """Files could not be deleted; the log says which. It is tried again."""
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
-
-
-def sync_directory(path: Path) -> None:
-    """Come back when the names in a directory would survive a loss of power."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class Intake:
@@ -77,7 +63,7 @@ class Intake:
         self._path = spool.audio_path(key)
         self._digest = hashlib.sha256()
         with _disk_errors():
-            self._file = open(self._path, "xb", buffering=0, opener=_private)  # noqa: SIM115
+            self._file = open(self._path, "xb", buffering=0, opener=private)  # noqa: SIM115
             try:
                 spool.windows_path(key).touch(0o600, exist_ok=False)
             except BaseException:
@@ -213,7 +199,7 @@ class Spool:
                     return None
             except FileNotFoundError:
                 return None
-            with open(self.windows_path(key), "a+b", opener=_private) as file:
+            with open(self.windows_path(key), "a+b", opener=private) as file:
                 file.seek(0)
                 return _read_windows(file.read())
 
@@ -248,23 +234,15 @@ class Spool:
         def work() -> bool:
             if not self.audio_path(key).exists():
                 return False
-            path, part = self._path(key, TEXT), self._path(key, TEXT + PART)
+            path = self._path(key, TEXT)
             data = msgspec.json.encode(transcription)
-            try:
-                # It may be there already, and be promised: where it was not known whether that was
-                # stored, it is written once more.
-                with open(part, "wb", opener=_private) as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                part.replace(path)
-            except BaseException:
-                part.unlink(missing_ok=True)
-                raise
-            # Where it is written again, what was there before is written over.
+            # It may be there already, and be promised: where it was not known whether that was
+            # stored, it is written once more.
+            with written(path) as file:
+                file.write(data)
+            # What was there before is gone.
             self.disk.deleted(path)
             self.disk.wrote(path, len(data))
-            sync_directory(self.directory)
             return True
 
         return self._inOrder(key, work)

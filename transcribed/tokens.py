@@ -12,7 +12,6 @@ import hashlib
 import os
 import re
 import secrets
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from twisted.internet.defer import Deferred, DeferredLock, fail, succeed
 from zope.interface import implementer
 
 from transcribed.credentials import IBearerToken, Identity, IReloads, IRemembers
+from transcribed.files import written
 from transcribed.wire import is_party
 
 LOG_N, R, P = 13, 8, 1
@@ -136,22 +136,13 @@ def _changing(path: Path) -> Iterator[dict[str, Entry]]:
         yield entries
         lines = _comments(path) if before is not None else []
         text = "".join(f"{line}\n" for line in [*lines, *(e.line() for e in entries.values())])
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with open(descriptor, "w", encoding="utf-8") as file:
-                if before is not None:
-                    # So that the daemon's user can go on reading what root has changed.
-                    os.fchmod(file.fileno(), before.st_mode & 0o777)
-                    if os.geteuid() == 0:
-                        os.fchown(file.fileno(), before.st_uid, before.st_gid)
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-        os.fsync(directory)
+        with written(path) as file:
+            if before is not None:
+                # So that the daemon's user can go on reading what root has changed.
+                os.fchmod(file.fileno(), before.st_mode & 0o777)
+                if os.geteuid() == 0:
+                    os.fchown(file.fileno(), before.st_uid, before.st_gid)
+            file.write(text.encode())
     finally:
         os.close(directory)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
@@ -10,6 +9,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from transcribed.errors import Busy
+from transcribed.tally import Tally
 
 MAX_WAITING_OF_PARTY, RETRY_WAITING = 10_000, 10.0
 """So many fetches of one party may wait, and how soon one more may be tried, in seconds."""
@@ -25,11 +25,11 @@ class Waits:
     def __init__(self) -> None:
         # The party, where it waits for an upload; None where it waits for what is stored.
         self._waits: dict[Name, dict[Deferred[None], str | None]] = {}
-        self._of_party: Counter[str] = Counter()
+        self._of_party = Tally()
 
     def __len__(self) -> int:
         """How many there are."""
-        return sum(self._of_party.values())
+        return self._of_party.total()
 
     def check(self, party: str) -> None:
         """Raise :exc:`Busy` where no more of that party's may wait."""
@@ -41,9 +41,7 @@ class Waits:
         self._of_party[party] += 1
 
         def over(result: T | Failure) -> T | Failure:
-            self._of_party[party] -= 1
-            if not self._of_party[party]:
-                del self._of_party[party]
+            self._of_party.less(party)
             return result
 
         return outcome.addBoth(over)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,6 +20,7 @@ from transcribed.addresses import source
 from transcribed.interfaces import ISessionPeer
 from transcribed.requests import INTERNAL
 from transcribed.session import Session
+from transcribed.tally import Tally
 from transcribed.wire import MAX_TEXT, SUBPROTOCOL
 
 GOING_AWAY, TOO_BIG, TRY_AGAIN_LATER = 1001, 1009, 1013
@@ -274,7 +274,7 @@ class SessionFactory(WebSocketServerFactory):  # type: ignore[misc]
         self.unsent = 0
         self.turned_away: Callable[[], None] = lambda: None
         self.connections: set[SessionProtocol] = set()
-        self._of_address: Counter[str] = Counter()
+        self._of_address = Tally()
         self.setProtocolOptions(
             failByDrop=False,
             webStatus=False,
@@ -307,9 +307,7 @@ class SessionFactory(WebSocketServerFactory):  # type: ignore[misc]
         """One is gone."""
         self.connections.remove(connection)
         if connection.address is not None:
-            self._of_address[connection.address] -= 1
-            if not self._of_address[connection.address]:
-                del self._of_address[connection.address]
+            self._of_address.less(connection.address)
 
     def close_all(self) -> Deferred[None]:
         """The daemon stops: say so to every client; fires when all have gone, or were dropped."""

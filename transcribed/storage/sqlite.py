@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
 import sqlite3
 from contextlib import closing
@@ -14,7 +13,7 @@ from twisted.enterprise.adbapi import ConnectionPool
 from twisted.internet.interfaces import IReactorCore
 
 from transcribed.clock import Reading
-from transcribed.spool import sync_directory
+from transcribed.files import written
 from transcribed.storage._base import SQLStore, follow
 
 
@@ -87,19 +86,8 @@ def _keep_old(connection: sqlite3.Connection, path: Path, version: int) -> None:
             break
         if copy.read_bytes() == content:
             return
-    part = copy.with_name(copy.name + ".part")
-    # It can be there still if the machine broke down.
-    part.unlink(missing_ok=True)
-    try:
-        with open(part, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.rename(copy)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    sync_directory(path.parent)
+    with written(copy) as file:
+        file.write(content)
 
 
 class SQLiteStore(SQLStore):

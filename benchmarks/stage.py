@@ -196,7 +196,7 @@ class Usage:
 class Stage:
     """One daemon with the tests' tiny checkpoint; it ends with the ``async with``.
 
-    :param folder: an empty directory for its state.
+    :param folder: a directory for its state, which may be there.
     :param models: the directory for converted models, of all stages.
     :param options: more options for the daemon.
     :ivar port: where it is, on TCP of this machine.
@@ -219,7 +219,7 @@ class Stage:
         self._crowds: list[Clients] = []
 
     async def __aenter__(self) -> Stage:
-        self.state.mkdir(mode=0o700, parents=True)
+        self.state.mkdir(mode=0o700, parents=True, exist_ok=True)
         (self.state / "models").symlink_to(self._models, target_is_directory=True)
         self.daemon = DaemonProcess(self.reactor, self.state, *self._options)
         await self.daemon.logged("ready: model").addTimeout(_PATIENCE, self.reactor)

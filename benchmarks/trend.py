@@ -13,9 +13,7 @@ SURE = 2.0
 SLIGHT = 0.001
 """A slope of less than this share of the whole, a minute, is none."""
 RISE = 0.05
-"""So much more than in the second minute, as a share, may be held in the last one."""
-SKIPPED = 1 / 3
-"""The first share of the samples, in which everything is still warming up: not in the line."""
+"""So much more than in the first minute, as a share, may be held in the last one."""
 _MINUTE = 60.0
 
 
@@ -23,34 +21,34 @@ _MINUTE = 60.0
 class Trend:
     """How a series went.
 
-    :ivar slope: of the line of least squares through the last two thirds, a minute.
+    :ivar slope: of the line of least squares, a minute.
     :ivar noise: its standard error, widened by as much as neighbouring samples resemble each other.
-    :ivar second: the median of the second minute.
+    :ivar first: the median of the first minute.
     :ivar last: the median of the last minute.
     """
 
     slope: float
     noise: float
-    second: float
+    first: float
     last: float
 
     @property
     def flat(self) -> bool:
         """Whether nothing grows, as far as can be seen."""
-        grows = self.slope > SURE * self.noise and self.slope > SLIGHT * self.second
-        return not grows and self.last <= (1 + RISE) * self.second
+        grows = self.slope > SURE * self.noise and self.slope > SLIGHT * self.first
+        return not grows and self.last <= (1 + RISE) * self.first
 
 
 def trend(times: Sequence[float], values: Sequence[float]) -> Trend:
     """The trend of `values` at `times`, which are seconds and begin at 0; eight samples or more."""
-    # Of what is shorter than four minutes, the second quarter and the last one.
+    # Of what is shorter than four minutes, the first quarter and the last one.
     minute = min(_MINUTE, times[-1] / 4)
     series = list(zip(times, values, strict=True))
-    slope, noise = _line([pair for pair in series if pair[0] >= SKIPPED * times[-1]])
+    slope, noise = _line(series)
     return Trend(
         slope * _MINUTE,
         noise * _MINUTE,
-        statistics.median(value for at, value in series if minute <= at < 2 * minute),
+        statistics.median(value for at, value in series if at < minute),
         statistics.median(value for at, value in series if at >= times[-1] - minute),
     )
 

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+import txaio
 from twisted.internet.address import IPv4Address
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import (
@@ -19,6 +20,7 @@ from twisted.internet.interfaces import (
     IPushProducer,
     ITCPTransport,
 )
+from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -266,6 +268,7 @@ class Client:
                     self.transport.protocol.dataReceived(data)
                     busy = True
                 busy = self.transport.end_turn() or busy
+                busy = _let_due_calls_happen() or busy
         finally:
             self._delivering = False
 
@@ -336,6 +339,14 @@ class Client:
         opcode, payload = self.frames.pop(0)
         assert opcode == CLOSE and not self.frames, (opcode, payload, self.frames)
         return int.from_bytes(payload[:2], "big")
+
+
+def _let_due_calls_happen() -> bool:
+    """What the reactor does between two reads; whether there was anything to do."""
+    clock: Clock = txaio.config.loop
+    due = any(call.getTime() <= clock.seconds() for call in clock.getDelayedCalls())
+    clock.advance(0)
+    return due
 
 
 def handshake(*more: str, **instead: str | None) -> bytes:

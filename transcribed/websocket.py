@@ -31,6 +31,8 @@ CLOSE_SECONDS = 2
 """So long a client may take to answer a close, and to hang up."""
 ALL_UNSENT = 16
 """So many times what may wait for one client may wait for all; who adds to more is dropped."""
+TURN = 100
+"""So many steps, two a frame, are done of what a client sent before others have their turn."""
 OWN_ORIGINS = re.compile(r"https?://(localhost|127\.0\.0\.1|::1):\d+\Z")
 """Pages of the very machine that the browser runs on, as Autobahn shows them: with their port, and
 without the brackets of an IPv6 address."""
@@ -97,6 +99,8 @@ class SessionProtocol(WebSocketServerProtocol, ISessionPeer):  # type: ignore[mi
     bearer: str | None = None
     closeHandshakeTimeoutCall: IDelayedCall | None
     _hang_up: IDelayedCall | None = None
+    _waits = False
+    _turn: IDelayedCall | None = None
     factory: SessionFactory
 
     def onConnect(self, request: ConnectionRequest) -> str | None:
@@ -200,9 +204,10 @@ class SessionProtocol(WebSocketServerProtocol, ISessionPeer):  # type: ignore[mi
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The connection is gone."""
-        hang_up, self._hang_up = self._hang_up, None
-        if hang_up is not None and hang_up.active():
-            hang_up.cancel()
+        for call in (self._hang_up, self._turn):
+            if call is not None and call.active():
+                call.cancel()
+        self._hang_up = self._turn = None
         super().connectionLost(reason)
 
     def dataReceived(self, data: bytes) -> None:
@@ -210,6 +215,31 @@ class SessionProtocol(WebSocketServerProtocol, ISessionPeer):  # type: ignore[mi
         # Autobahn would keep what comes after the end, as it still does over TLS.
         if self.state != self.STATE_CLOSED:
             super().dataReceived(data)
+
+    def consumeData(self) -> None:
+        """Work on what came, while the session takes it, and only for so long as is fair."""
+        if self.state not in (self.STATE_OPEN, self.STATE_CLOSING):
+            super().consumeData()
+            return
+        steps = 0
+        # A read holds thousands of small frames, which would take the whole daemon a second.
+        while self._turn is None and not self._waits and self.state != self.STATE_CLOSED:
+            if steps == TURN:
+                self.transport.pauseProducing()
+                self._turn = txaio.call_later(0, self._next_turn)
+            elif not self.processData():
+                break
+            steps += 1
+
+    def _next_turn(self) -> None:
+        self._turn = None
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Work on what is left, then read on."""
+        self.consumeData()
+        if self._turn is None and not self._waits and self.state != self.STATE_CLOSED:
+            self.transport.resumeProducing()
 
     def onFrameData(self, payload: bytes) -> bool | None:
         """Some bytes of a frame, control frames' too."""
@@ -236,17 +266,19 @@ class SessionProtocol(WebSocketServerProtocol, ISessionPeer):  # type: ignore[mi
     def close(self, code: int, reason: str) -> None:
         """Close with a code of the protocol; Autobahn's own sendClose only lets 1000 through."""
         if self.state == self.STATE_OPEN:
-            self.transport.resumeProducing()
             self.sendCloseFrame(code=code, reasonUtf8=reason.encode()[:123])
+            self.resume()
 
     def pause(self) -> None:
-        """Read nothing more for now."""
+        """Take nothing more for now."""
+        self._waits = True
         self.transport.pauseProducing()
 
     def resume(self) -> None:
-        """Read on."""
-        if self.state == self.STATE_OPEN:
-            self.transport.resumeProducing()
+        """Take what has come meanwhile, and what comes."""
+        if self._waits:
+            self._waits = False
+            self._go_on()
 
 
 class SessionFactory(WebSocketServerFactory):  # type: ignore[misc]

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.trial.unittest import SynchronousTestCase
 
+from tests.fakes import House
 from tests.memoryclient import BINARY, CLOSE, PING, PONG, TEXT, close_frame, frame
 from tests.websocketcase import Case, request
+from transcribed.requests import LISTED_AT_ONCE
 from transcribed.websocket import TURN
 
 
@@ -59,6 +63,25 @@ class TurnTests(Case):
         self.assertEqual([opcode for opcode, _ in rest], [CLOSE])
         self.anna.raw(close_frame(1000))
         self.assertTrue(self.anna.gone)
+
+
+class ListTests(SynchronousTestCase):
+    """A long list is written out bit by bit."""
+
+    def test_long(self) -> None:
+        house = House(Path(self.mktemp()), max_queue=5 * LISTED_AT_ONCE)
+        ids = [f"m{n}" for n in range(2 * LISTED_AT_ONCE + 1)]
+        anna = house.party("anna")
+        for id in ids:
+            anna.submit(id, b"\1\0")
+        anna.say(type="list")
+        self.assertFalse(anna.sent)
+        house.clock.advance(0)
+        self.assertEqual({t["id"] for t in anna.heard()["transcripts"]}, set(ids))
+        anna.say(type="list")
+        anna.session.lost()
+        house.clock.advance(0)
+        self.assertFalse(anna.sent)
 
 
 class WorkTests(Case):

@@ -95,9 +95,9 @@ def status(view: View) -> wire.Status:
     return wire.Status(**_standing(view))
 
 
-def listing(views: list[View]) -> wire.Listing:
-    """How several stand."""
-    return wire.Listing(transcripts=[wire.Listed(**_standing(view)) for view in views])
+def listed(view: View) -> wire.Listed:
+    """How one of several stands."""
+    return wire.Listed(**_standing(view))
 
 
 def event(transcript: Transcript, progress: float) -> wire.Event:

@@ -8,6 +8,7 @@ from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -23,6 +24,8 @@ POLICY, INTERNAL = 1008, 1011
 """Close codes of RFC 6455, section 7.4.1."""
 MAX_WAITING = 1000
 """So many fetches may wait on one connection."""
+LISTED_AT_ONCE = 500
+"""So many of a long list are written out before others have their turn: some 5 ms."""
 
 Step = Coroutine[Any, Any, None]
 
@@ -197,7 +200,13 @@ async def cancel(core: Core, request: wire.Cancel, upload_ended: bool = False) -
 
 
 async def _list(core: Core, request: wire.AskList) -> None:
-    core.send(answers.listing(await core.desk.listing(core.party)), request.ref)
+    views = await core.desk.listing(core.party)
+    listed: list[wire.Listed] = []
+    for start in range(0, len(views), LISTED_AT_ONCE):
+        if start:
+            await deferLater(core.host.clock, 0)
+        listed += map(answers.listed, views[start : start + LISTED_AT_ONCE])
+    core.send(wire.Listing(transcripts=listed), request.ref)
 
 
 async def _subscribe(core: Core, request: wire.Subscribe) -> None:

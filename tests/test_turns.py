@@ -13,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.fakes import House
 from tests.memoryclient import BINARY, CLOSE, PING, PONG, TEXT, close_frame, frame
 from tests.websocketcase import Case, request
-from transcribed.requests import LISTED_AT_ONCE
+from transcribed import requests
 from transcribed.websocket import TURN
 
 
@@ -69,8 +69,9 @@ class ListTests(SynchronousTestCase):
     """A long list is written out bit by bit."""
 
     def test_long(self) -> None:
-        house = House(Path(self.mktemp()), max_queue=5 * LISTED_AT_ONCE)
-        ids = [f"m{n}" for n in range(2 * LISTED_AT_ONCE + 1)]
+        self.patch(requests, "LISTED_AT_ONCE", 3)
+        house = House(Path(self.mktemp()))
+        ids = [f"m{n}" for n in range(7)]
         anna = house.party("anna")
         for id in ids:
             anna.submit(id, b"\1\0")

@@ -103,8 +103,9 @@ class Mixed:
         self._number += 1
         return Client(self._url, f"party-{self._number}", reactor=self._reactor)
 
-    def _audio(self, seconds: int | None = None) -> bytes:
-        length = 2 * RATE * (seconds or self._rng.randint(*LENGTH))
+    def _audio(self, seconds: float | None = None) -> bytes:
+        # Hardly one is as long as another, as in life: what is kept for each length grows.
+        length = 2 * int(RATE * (seconds or self._rng.uniform(*LENGTH)))
         start = 2 * self._rng.randrange((len(self._speech) - length) // 2)
         return self._speech[start : start + length]
 

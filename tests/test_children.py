@@ -52,6 +52,8 @@ class EnvironmentTests(SynchronousTestCase):
         self.assertNotIn("secret", environment.values())
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             self.assertEqual(environment[name], "3")
+        for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+            self.assertLess(int(environment[name]), 100)
         self.assertEqual(environment["TOKENIZERS_PARALLELISM"], "false")
         self.assertEqual(environment["PYTHONPATH"].split(os.pathsep)[-1], "/x")
 

@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.fakes import House
 from tests.memoryclient import BINARY, CLOSE, PING, PONG, TEXT, close_frame, frame
-from tests.websocketcase import Case, request
+from tests.websocketcase import BOUNDS, Case, request
 from transcribed import requests
 from transcribed.websocket import TURN
 
@@ -53,6 +53,26 @@ class TurnTests(Case):
         self.anna.vanish()
         self.assertEqual(self.house.clock.getDelayedCalls(), [])
 
+    def test_what_fails(self) -> None:
+        """It ends the connection, as it would in the first turn."""
+
+        def fail(payload: bytes) -> None:
+            raise ValueError
+
+        self.patch(self.anna.protocol._session, "text", fail)
+        self.read(*[frame(PING)] * TURN, frame(TEXT, request()))
+        self.anna.settle()
+        self.assertTrue(self.anna.gone)
+        self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
+
+    def test_who_closes(self) -> None:
+        """TLS only ends when the other side's last word is read."""
+        self.read(*[frame(PING)] * TURN, close_frame(1000))
+        self.assertTrue(self.anna.transport.paused)
+        self.anna.settle()
+        self.assertTrue(self.anna.gone)
+        self.assertFalse(self.anna.transport.paused)
+
     def test_who_is_closed(self) -> None:
         """Of who has sent nonsense, the rest is read and left."""
         self.anna.stubborn = True
@@ -79,6 +99,10 @@ class ListTests(SynchronousTestCase):
         self.assertFalse(anna.sent)
         house.clock.advance(0)
         self.assertEqual({t["id"] for t in anna.heard()["transcripts"]}, set(ids))
+        anna.say(type="list")
+        anna.session.lost()
+        house.clock.advance(0)
+        self.assertFalse(anna.sent)
 
 
 class WorkTests(Case):
@@ -144,6 +168,23 @@ class WorkTests(Case):
         self.assertEqual(close[0], CLOSE)
         self.assertHeard("1")
         self.assertTrue(self.anna.gone)
+
+    def test_a_pong(self) -> None:
+        """It is not missed while nothing is read."""
+        self.anna.raw(frame(TEXT, request("1")))
+        for _ in range(3):
+            self.advance(BOUNDS.ping_seconds)
+        ((opcode, payload),) = self.anna.frames
+        self.assertEqual((opcode, self.anna.gone), (PING, False))
+        self.anna.frames = []
+        self.anna.raw(frame(PONG, payload))
+        self.finish()
+        self.assertHeard("1")
+        self.advance(BOUNDS.ping_seconds)
+        ((opcode, _),) = self.anna.frames
+        self.assertEqual((opcode, self.anna.gone), (PING, False))
+        self.advance(BOUNDS.ping_seconds)
+        self.assertTrue(self.anna.gone, "this one was not answered")
 
     def test_who_goes(self) -> None:
         """What it had asked besides is not begun."""

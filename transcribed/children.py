@@ -43,6 +43,11 @@ _HEADER = re.compile(r"\S+ \[[^\]]*#([a-z]+)\] ")
 # What proc(5) says of a process's own memory.
 _SIZE = re.compile(r"^(RssAnon|VmSwap):\s*(\d+) kB$", re.MULTILINE)
 
+# Products of so many shapes are kept; a window has some 20, and hardly a message is as long as
+# another one. With their default of 1024 a worker grew by 0.6 MB for each new one, up to a GB
+# (docs/design.rst).
+_SHAPES = "64"
+
 _PASSED = re.compile(
     r"PATH|HOME|USER|LANG|LANGUAGE|LC_\w+|TZ|TMPDIR|XDG_CACHE_HOME|HF_\w+|LD_LIBRARY_PATH|LD_PRELOAD"
     r"|(?:HTTPS?|ALL|NO)_PROXY|(?:https?|all|no)_proxy|SSL_CERT_(?:FILE|DIR)|REQUESTS_CA_BUNDLE"
@@ -71,6 +76,9 @@ def child_environment(threads: int, environ: Mapping[str, str]) -> dict[str, str
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
         "OPENBLAS_NUM_THREADS": str(threads),
+        # oneDNN, and ideep between it and torch, which keep what they have made for a shape.
+        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": _SHAPES,
+        "LRU_CACHE_CAPACITY": _SHAPES,
     }
 
 

@@ -31,11 +31,12 @@ def written(path: Path) -> Iterator[BinaryIO]:
     """A file to write: after the block it is at `path` and would survive a loss of power.
 
     It is for its user only. What was at `path` before stays there until then, and for good where
-    the block, or the disk, fails.
+    the block, or the disk, fails. There must be one who writes it at a time.
     """
     part = path.with_name(path.name + PART)
+    file = _new(part)
     try:
-        with _new(part) as file:
+        with file:
             yield file
             file.flush()
             os.fsync(file.fileno())

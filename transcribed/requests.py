@@ -205,6 +205,8 @@ async def _list(core: Core, request: wire.AskList) -> None:
     for start in range(0, len(views), LISTED_AT_ONCE):
         if start:
             await deferLater(core.host.clock, 0)
+            if core.closed:
+                return
         listed += map(answers.listed, views[start : start + LISTED_AT_ONCE])
     core.send(wire.Listing(transcripts=listed), request.ref)
 

@@ -98,6 +98,7 @@ class SessionProtocol(WebSocketServerProtocol, ISessionPeer):  # type: ignore[mi
     address: str | None = None
     bearer: str | None = None
     closeHandshakeTimeoutCall: IDelayedCall | None
+    autoPingTimeoutCall: IDelayedCall | None
     _hang_up: IDelayedCall | None = None
     _waits = False
     _turn: IDelayedCall | None = None
@@ -169,6 +170,16 @@ class SessionProtocol(WebSocketServerProtocol, ISessionPeer):  # type: ignore[mi
         if not self._backlog.full:
             super().onPing(payload)
 
+    def onAutoPingTimeout(self) -> None:
+        """No pong was heard in time."""
+        if self._waits or self._turn is not None:
+            # It may have come: nothing is read just now.
+            self.autoPingTimeoutCall = txaio.call_later(
+                self.factory.bounds.ping_seconds, self.onAutoPingTimeout
+            )
+        else:
+            super().onAutoPingTimeout()
+
     def onMessageFrameEnd(self) -> None:
         """Autobahn's own would join the frame's bytes, which went on already."""
 
@@ -238,8 +249,14 @@ class SessionProtocol(WebSocketServerProtocol, ISessionPeer):  # type: ignore[mi
 
     def _go_on(self) -> None:
         """Work on what is left, then read on."""
-        self.consumeData()
-        if self._turn is None and not self._waits and self.state != self.STATE_CLOSED:
+        try:
+            self.consumeData()
+        except Exception:
+            # As Twisted does where it happens in dataReceived; otherwise it would stay, unread.
+            self._log.failure("what a client sent could not be worked on")
+            self.dropConnection(abort=True)
+        if self._turn is None and not self._waits:
+            # Once it is closed, too: TLS ends when the other side's last word was read.
             self.transport.resumeProducing()
 
     def onFrameData(self, payload: bytes) -> bool | None:

@@ -27,6 +27,7 @@ from transcribed.errors import (
 from transcribed.interfaces import IIntake, IRecognizerPool, ISpool, ITranscriptStore, Reception
 from transcribed.job import Job
 from transcribed.scheduler import RETRY_FULL_QUEUE, Scheduler, share
+from transcribed.tally import Tally
 from transcribed.transcript import State, Transcript
 from transcribed.wire import MAX_CHANNELS, MAX_RATE, SAMPLE_BYTES, Submit
 
@@ -235,6 +236,7 @@ class Uploads:
         self._reception = reception
         self._uploads: dict[tuple[str, str], list[Upload]] = {}
         self._open = 0
+        self._of_party = Tally()
         self._remains: dict[str, tuple[str, str]] = {}
 
     def __len__(self) -> int:
@@ -264,8 +266,7 @@ class Uploads:
         self._check_language(language)
         if self._open >= self.terms.max_uploads:
             raise Busy("too many recordings are coming in", RETRY_FULL_QUEUE)
-        theirs = sum(len(each) for name, each in self._uploads.items() if name[0] == party)
-        if theirs >= share(self.terms.max_uploads):
+        if self._of_party[party] >= share(self.terms.max_uploads):
             raise Busy("you have too many recordings coming in", RETRY_FULL_QUEUE)
         now = self.now()
         draft = Transcript(
@@ -292,6 +293,7 @@ class Uploads:
         upload = Upload(self, job, intake, refused)
         self._uploads.setdefault((party, request.id), []).append(upload)
         self._open += 1
+        self._of_party[party] += 1
         return upload
 
     def _check_language(self, language: str) -> None:
@@ -389,6 +391,7 @@ class Uploads:
         uploads = self._uploads[owner, id]
         uploads.remove(upload)
         self._open -= 1
+        self._of_party.less(owner)
         if not uploads:
             del self._uploads[owner, id]
         if job.open:

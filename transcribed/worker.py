@@ -14,10 +14,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from threading import Thread
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from ampoule.child import AMPChild
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.protocols.amp import MAX_VALUE_LENGTH
@@ -27,6 +28,7 @@ from transcribed.commands import LoadModel, ResolveModel, TranscribeWindows
 from transcribed.errors import ModelUnavailable, RecognitionFailed
 from transcribed.recognition import Model, decode, decode_pieces, encode, encode_results
 from transcribed.speech import Recognizer, Sound, Span, load
+from transcribed.tidying import Tidying
 
 LONGEST_REASON = 500
 """Characters of an error's reason that go to the parent: AMP ends on values over 65,535 bytes."""
@@ -62,6 +64,11 @@ class Worker(AMPChild):  # type: ignore[misc]
         # A daemon, so that the end of the process does not wait for the end of a window.
         self._thread.threadFactory = partial(Thread, daemon=True)  # type: ignore[assignment]
         self._thread.start()
+        # Imported late: the bootstrap installs the reactor.
+        from twisted.internet import reactor
+
+        # Between two windows: what is given back while one is in work is wanted again at once.
+        self._tidying = Tidying(cast(IReactorTime, reactor), self._thread.callInThread)
         self._recognizer: Recognizer | None = None
         self._fragile = False
 
@@ -106,11 +113,12 @@ class Worker(AMPChild):  # type: ignore[misc]
                 sounds.append(Sound(samples, Span.of(window, audio.rate), piece.language))
             return {"results": _fitting(encode_results(self._recognizer.transcribe(sounds)))}
 
-        return self._run(work, RecognitionFailed, "the window cannot be transcribed")
+        done = self._run(work, RecognitionFailed, "the window cannot be transcribed")
+        self._tidying.used()
+        return done
 
     def _run(self, work: Callable[[], T], declared: type[Exception], what: str) -> Deferred[T]:
         """`work` in the inference thread; it fails with `declared` or not at all."""
-        # Imported late, as everywhere: the bootstrap installs the reactor.
         from twisted.internet import reactor
 
         def guarded() -> T:

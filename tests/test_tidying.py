@@ -35,6 +35,10 @@ class TidyingTests(SynchronousTestCase):
             (run,) = runs
             run()
             runs.clear()
+        tidying.used()
+        for _ in range(2):
+            tidying.stop()
+            self.assertEqual(clock.getDelayedCalls(), [])
 
     def test_what(self) -> None:
         """Memory that is free, though there is some in use behind it."""

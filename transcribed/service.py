@@ -40,6 +40,7 @@ from transcribed.session import Session
 from transcribed.settings import Settings
 from transcribed.spool import Spool, Undeleted
 from transcribed.storage.sqlite import SQLiteStore
+from transcribed.tidying import Tidying
 from transcribed.upload import Terms
 from transcribed.web import Probe, make_site
 from transcribed.websocket import Bounds, SessionFactory
@@ -160,6 +161,7 @@ class Daemon(Service):
         self._listeners = Listeners(reactor, site, doors, bool(checkers), settings.insecure)
         self._purging = LoopingCall(self._purge)
         self._purging.clock = reactor
+        self._tidying = Tidying(reactor, self._threads.callInThread)
         self._announced = False
         pool.whenFree = self._workers_changed
 
@@ -271,6 +273,7 @@ class Daemon(Service):
         self._dispatcher.pump()
 
     async def _purge_now(self) -> None:
+        self._tidying.used()
         try:
             await self._follow_clock()
             await self._desk.keep_house()
@@ -325,6 +328,7 @@ class Daemon(Service):
         self._sessions.stopFactory()
         if self._purging.running:
             self._purging.stop()
+        self._tidying.stop()
         await self._pool.stop()
         self._store.close()
         self._threads.stop()

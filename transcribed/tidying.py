@@ -1,9 +1,9 @@
-"""A worker's memory: what it does not use goes back to the system.
+"""Memory that is not used goes back to the system.
 
-torch takes tensors from malloc(3), of other sizes for each window. glibc keeps what is freed, and
-scatters what comes next among it: a worker that was busy would hold several times what it needs.
-Malloc's own settings against that make each window slower; this is a hundredth of a second, now and
-then (docs/design.rst).
+glibc's malloc(3) keeps what is freed, and scatters what comes next among it. A worker that was busy
+would hold several times what it needs, as torch's tensors are of other sizes for each window, and
+the daemon would grow by a page now and then. Malloc's own settings against that make each window
+slower; this is a hundredth of a second, now and then (docs/design.rst).
 """
 
 from __future__ import annotations
@@ -35,6 +35,12 @@ class Tidying:
         """Memory was used just now."""
         if self._due is None:
             self._due = self._clock.callLater(AFTER, self._tidy)
+
+    def stop(self) -> None:
+        """Do nothing more."""
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None
 
     def _tidy(self) -> None:
         self._due = None

@@ -1,6 +1,6 @@
 """A daemon under a steady mixed load: does it keep what it should have given back?
 
-``python -m benchmarks.soak [--minutes 8]``. A real ``twistd`` process with the tests' tiny
+``python -m benchmarks.soak [--minutes 8] [--warm-up 4]``. A real ``twistd`` process with the tests' tiny
 checkpoint; clients on TCP over loopback. Pairs write to each other, both sides fetch and ack;
 others cancel, break off uploads, send nonsense, connect anew while they wait, let messages expire;
 now and then a long recording comes; monitoring looks at the metrics.
@@ -281,7 +281,7 @@ def main() -> None:
     )
     parser.add_argument("--minutes", type=float, default=8.0, help="how long [8; at least 1]")
     parser.add_argument(
-        "--warm-up", type=float, default=8.0, metavar="MINUTES", help="of the same load before [8]"
+        "--warm-up", type=float, default=4.0, metavar="MINUTES", help="of the same load before [4]"
     )
     parser.add_argument("--seed", type=int, default=1, help="of what clients do [1]")
     parser.add_argument("--json", type=Path, metavar="FILE", help="add all samples to FILE")

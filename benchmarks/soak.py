@@ -1,7 +1,7 @@
 """A daemon under a steady mixed load: does it keep what it should have given back?
 
-``python -m benchmarks.soak [--minutes 8] [--warm-up 4]``. A real ``twistd`` process with the tests' tiny
-checkpoint; clients on TCP over loopback. Pairs write to each other, both sides fetch and ack;
+``python -m benchmarks.soak [--minutes 8] [--warm-up 4]``. A real ``twistd`` process with the tests'
+tiny checkpoint; clients on TCP over loopback. Pairs write to each other, both sides fetch and ack;
 others cancel, break off uploads, send nonsense, connect anew while they wait, let messages expire;
 now and then a long recording comes; monitoring looks at the metrics.
 

@@ -49,7 +49,7 @@ GONE = 60.0
 _LEAST = 1.0
 _STEP = 0.5
 NAMES = 10_000
-"""So many are kept from before: some 5 MB."""
+"""So many are kept from before: some 3 MB."""
 FAILED, GROWS = 1, 2
 
 

@@ -99,6 +99,7 @@ class Parties:
     ) -> tuple[type[Interface], Party, Callable[[], None]]:
         """Let a party in; see :class:`twisted.cred.portal.IRealm`."""
         if IParty not in interfaces:
+            # As IRealm wants it of a realm that has no such avatar; nobody here asks for another.
             raise NotImplementedError
         # Twisted's own checkers answer with a name in bytes.
         identity = avatarId if isinstance(avatarId, Identity) else Identity(_name(avatarId))

@@ -44,7 +44,7 @@ _HEADER = re.compile(r"\S+ \[[^\]]*#([a-z]+)\] ")
 _SIZE = re.compile(r"^(RssAnon|VmSwap):\s*(\d+) kB$", re.MULTILINE)
 
 # Products of so many shapes are kept; a window has some 20, and hardly a message is as long as
-# another one. With their default of 1024 a worker grew by 0.6 MB for each new one, up to a GB
+# another one. With their default of 1024 a worker grew by half a MB for each new one, to a GB
 # (docs/design.rst).
 _SHAPES = "64"
 

@@ -235,17 +235,16 @@ class Uploads:
         self.now = now
         self._reception = reception
         self._uploads: dict[tuple[str, str], list[Upload]] = {}
-        self._open = 0
         self._of_party = Tally()
         self._remains: dict[str, tuple[str, str]] = {}
 
     def __len__(self) -> int:
         """How many there are."""
-        return self._open
+        return self._of_party.total()
 
     def refusing(self) -> str | None:
         """Why none would be taken now, whoever sent it; None where one would."""
-        if self._open >= self.terms.max_uploads:
+        if len(self) >= self.terms.max_uploads:
             return "too many recordings are coming in"
         return self._scheduler.refusing() or self._spool.disk.refusing()
 
@@ -264,7 +263,7 @@ class Uploads:
         """
         language = request.language or self.terms.language
         self._check_language(language)
-        if self._open >= self.terms.max_uploads:
+        if len(self) >= self.terms.max_uploads:
             raise Busy("too many recordings are coming in", RETRY_FULL_QUEUE)
         if self._of_party[party] >= share(self.terms.max_uploads):
             raise Busy("you have too many recordings coming in", RETRY_FULL_QUEUE)
@@ -292,7 +291,6 @@ class Uploads:
             raise
         upload = Upload(self, job, intake, refused)
         self._uploads.setdefault((party, request.id), []).append(upload)
-        self._open += 1
         self._of_party[party] += 1
         return upload
 
@@ -390,7 +388,6 @@ class Uploads:
         owner, id = job.transcript.owner, job.transcript.id
         uploads = self._uploads[owner, id]
         uploads.remove(upload)
-        self._open -= 1
         self._of_party.less(owner)
         if not uploads:
             del self._uploads[owner, id]

@@ -99,7 +99,7 @@ def _from_set(data: bytes) -> list[Key]:
         AttributeError,
         json.JSONDecodeError,
         KeyError,
-        NotImplementedError,
+        NotImplementedError,  # of PyJWT, for a kind of key that it does not know
         TypeError,
         UnicodeDecodeError,
         jwt.PyJWTError,

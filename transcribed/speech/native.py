@@ -28,6 +28,7 @@ from transcribed.speech.wav2vec2 import (
     Attention,
     Block,
     Convolution,
+    Extractor,
     LayerNorm,
     Position,
     TimeNorm,
@@ -36,6 +37,9 @@ from transcribed.speech.wav2vec2 import (
 
 Find = Callable[[str], Tensor | None]
 """Finds a tensor by its name."""
+
+_TORCH_EPSILON = 1e-5
+"""torch's default for norms, which transformers leaves those of extractor and adapters at."""
 
 
 class NativeRecognizer:
@@ -128,14 +132,13 @@ def _network(layout: Layout, find: Find) -> Wav2Vec2:
 
     def convolution(i: int) -> Convolution:
         name = f"feature_extractor.conv_layers.{i}"
-        after: LayerNorm | TimeNorm | None = None
-        # The epsilon of both is torch's default, which transformers leaves them at.
-        if find(f"{name}.layer_norm.weight") is not None:
-            after = norm(f"{name}.layer_norm", 1e-5)
-        elif find(f"{name}.time_norm.weight") is not None:
-            by_time = f"{name}.time_norm"
-            after = TimeNorm(tensor(f"{by_time}.weight"), tensor(f"{by_time}.bias"), 1e-5)
+        normed = find(f"{name}.layer_norm.weight") is not None
+        after = norm(f"{name}.layer_norm", _TORCH_EPSILON) if normed else None
         return Convolution(linear(f"{name}.conv"), after, layout.kernels[i], layout.strides[i])
+
+    def time_norm(name: str) -> TimeNorm | None:
+        weight = find(f"{name}.weight")
+        return None if weight is None else TimeNorm(weight, tensor(f"{name}.bias"), _TORCH_EPSILON)
 
     def adapter(name: str) -> Adapter | None:
         return _adapter(name, tensor) if find(f"{name}.norm.weight") is not None else None
@@ -156,7 +159,10 @@ def _network(layout: Layout, find: Find) -> Wav2Vec2:
 
     position = "encoder.pos_conv_embed.conv"
     return Wav2Vec2(
-        [convolution(i) for i in range(len(layout.kernels))],
+        Extractor(
+            [convolution(i) for i in range(len(layout.kernels))],
+            time_norm("feature_extractor.conv_layers.0.time_norm"),
+        ),
         norm("feature_projection.layer_norm"),
         linear("feature_projection.projection"),
         Position(tensor(f"{position}.weight"), tensor(f"{position}.bias"), layout.groups),
@@ -171,8 +177,7 @@ def _adapter(name: str, tensor: Callable[[str], Tensor]) -> Adapter:
     def linear(part: str) -> Linear:
         return Linear(tensor(f"{name}.{part}.weight"), tensor(f"{name}.{part}.bias"))
 
-    # The epsilon is torch's default, which transformers leaves it at.
-    norm = LayerNorm(tensor(f"{name}.norm.weight"), tensor(f"{name}.norm.bias"), 1e-5)
+    norm = LayerNorm(tensor(f"{name}.norm.weight"), tensor(f"{name}.norm.bias"), _TORCH_EPSILON)
     return Adapter(norm, linear("linear_1"), linear("linear_2"))
 
 

@@ -51,15 +51,15 @@ class QuantizedLinear:
 
     :ivar packed: the weights as oneDNN wants them.
     :ivar scales: float32, shape (out,).
-    :ivar sums: of each output's weights, float32, shape (out,).
+    :ivar rest: what does not depend on the input's quantized part: the sum of each output's
+        weights, and its bias; float32, shape (2, out).
     :ivar levels: the largest quantized input.
     """
 
     packed: Tensor
     scales: Tensor
     zeros: Tensor
-    sums: Tensor
-    bias: Tensor
+    rest: Tensor
     levels: int
 
     @classmethod
@@ -70,29 +70,32 @@ class QuantizedLinear:
         levels = 255 if torch.cpu._is_vnni_supported() else 127
         packed = torch.ops.onednn.qlinear_prepack(weight, None)
         zeros = torch.zeros(len(scales), dtype=torch.int32)
-        return cls(packed, scales, zeros, weight.sum(1) * scales, bias.float(), levels)
+        rest = torch.stack([weight.sum(1) * scales, bias.float()])
+        return cls(packed, scales, zeros, rest, levels)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Of x, shape (rows, in), the product, shape (rows, out), in the dtype of x."""
-        least, most = torch.aminmax(x, dim=-1, keepdim=True)
-        least = least.float()
-        scale = (most - least).clamp_min_(1e-12).div_(self.levels)
-        # x = scale * quantized + least, so the product has a part of each.
-        quantized = torch.addcdiv(_HALF, x - least, scale).to(torch.uint8)
+        dtype = x.dtype
+        # Of what torch has for each step, what is done by vector instructions on a CPU: five to
+        # twenty times as fast as aminmax, addcdiv and a conversion to uint8 in one go.
+        x = x.float()
+        least = x.amin(-1, keepdim=True)
+        scale = (x.amax(-1, keepdim=True) - least).clamp_min_(1e-12).div_(self.levels)
+        # x = scale * quantized + least, so the product has a part of each. Half a step is added, as
+        # the conversion does not round but truncates.
+        steps = (x - torch.sub(least, scale, alpha=0.5)).mul_(scale.reciprocal())
+        quantized = steps.to(torch.int16).to(torch.uint8)
         product = torch.ops.onednn.qlinear_pointwise(
             quantized, 1.0, 0, self.packed, self.scales, self.zeros,
             None, 1.0, 0, torch.float32, "none", [], "",
         )  # fmt: skip
-        offset = torch.addcmul(self.bias, least, self.sums)
-        return torch.addcmul(offset, product, scale).to(x.dtype)
+        return (
+            product.mul_(scale).addmm_(functional.pad(least, (0, 1), value=1), self.rest).to(dtype)
+        )
 
     def gelu(self, x: Tensor) -> Tensor:
         """The exact gelu of the product."""
         return functional.gelu(self(x))
-
-
-_HALF = torch.tensor(0.5)
-"""Added before truncating, to round."""
 
 
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:

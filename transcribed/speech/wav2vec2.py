@@ -19,13 +19,20 @@ float32: that takes a quarter off the error, for next to nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from transcribed.speech.products import Linear, QuantizedLinear
+
+_FRAMES = 50
+"""How many frames the extractor makes at once."""
+
+_ROWS = 256
+"""How many frames go through a feed-forward layer at once."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +56,23 @@ class TimeNorm:
     bias: Tensor
     epsilon: float
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """x of shape (time, channels)."""
-        # In float32: over tens of thousands of values bfloat16 would add up too much rounding.
-        variance, mean = torch.var_mean(x.float(), 0, correction=0)
+    def folded(self, product: Linear, rows: Tensor) -> Linear:
+        """A product that gives of `rows` what ``self`` makes of what `product` gives of them.
+
+        What is normalised need not be there for that: the mean and the variance of a product follow
+        from its input's. In float64, as its variance is the small difference of large sums.
+
+        :param rows: shape (time, in).
+        """
+        x, weight = rows.double(), product.weight.double()
+        mean = x.mean(0)
+        covariance = x.t() @ x / len(x) - torch.outer(mean, mean)
+        variance = (weight @ covariance * weight).sum(1).clamp_min(0)
         scale = torch.rsqrt(variance + self.epsilon) * self.weight
-        return torch.addcmul(self.bias - mean * scale, x.float(), scale).to(x.dtype)
+        # A bias of the product would be taken off again with the mean.
+        bias = self.bias - weight @ mean * scale
+        dtype = product.weight.dtype
+        return replace(product, weight=(weight * scale[:, None]).to(dtype), bias=bias.to(dtype))
 
 
 @dataclass(frozen=True)
@@ -62,18 +80,58 @@ class Convolution:
     """Over time, without padding; the product's weight has shape (out, kernel * in)."""
 
     product: Linear
-    norm: LayerNorm | TimeNorm | None
+    norm: LayerNorm | None
     kernel: int
     stride: int
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """x of shape (time, in), contiguous; the gelu of the result has shape (frames, out)."""
+    def rows(self, x: Tensor) -> Tensor:
+        """What the product is of: a view, shape (frames, kernel * in), of x, shape (time, in)."""
         time, channels = x.shape
         frames = (time - self.kernel) // self.stride + 1
-        rows = x.as_strided((frames, self.kernel * channels), (self.stride * channels, 1))
+        return x.as_strided(
+            (frames, self.kernel * channels), (self.stride * channels, 1), x.storage_offset()
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x of shape (time, in), contiguous; the gelu of the result has shape (frames, out)."""
+        rows = self.rows(x)
         if self.norm is None:
             return self.product.gelu(rows)
         return functional.gelu(self.norm(self.product(rows)))
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """The convolutions that make features of samples.
+
+    Done in pieces of about a second, each through all layers, for what lies between two layers
+    would be a hundred megabytes for a window: more than the caches hold, and memory that is new
+    from the kernel each time.
+
+    :ivar time_norm: of what the first convolution gives, if it has one.
+    """
+
+    convolutions: list[Convolution]
+    time_norm: TimeNorm | None
+
+    def __call__(self, samples: Tensor) -> Tensor:
+        """Samples of shape (time,), at least the receptive field; features (frames, channels)."""
+        first, *others = self.convolutions
+        x = samples.unsqueeze(-1)
+        if self.time_norm is not None:
+            product = self.time_norm.folded(first.product, first.rows(x))
+            first = replace(first, product=product)
+        field = stride = 1
+        for convolution in self.convolutions:
+            field += (convolution.kernel - 1) * stride
+            stride *= convolution.stride
+        features = []
+        for start, stop in _pieces((len(x) - field) // stride + 1, _FRAMES, x.device):
+            y = x[start * stride : (stop - 1) * stride + field]
+            for convolution in (first, *others):
+                y = convolution(y)
+            features.append(y)
+        return torch.cat(features)
 
 
 @dataclass(frozen=True)
@@ -153,10 +211,18 @@ class Block:
         """x float32, of shape (frames, channels): windows of `lengths` frames."""
         if self.norm_first:
             x = x + self.attention(self.first_norm(x).to(self.dtype), lengths)
-            x = x + self.down(self.up.gelu(self.second_norm(x).to(self.dtype)))
-            return x if self.adapter is None else x + self.adapter(x)
-        x = self.first_norm(x + self.attention(x.to(self.dtype), lengths))
-        return self.second_norm(x + self.down(self.up.gelu(x.to(self.dtype))))
+        else:
+            x = self.first_norm(x + self.attention(x.to(self.dtype), lengths))
+        for start, stop in _pieces(len(x), _ROWS, x.device):
+            self._feed_forward(x[start:stop])
+        return x if self.adapter is None else x + self.adapter(x)
+
+    def _feed_forward(self, x: Tensor) -> None:
+        """What comes after the attention, in place."""
+        y = self.second_norm(x) if self.norm_first else x
+        x += self.down(self.up.gelu(y.to(self.dtype)))
+        if not self.norm_first:
+            x.copy_(self.second_norm(x))
 
 
 @dataclass(frozen=True)
@@ -167,7 +233,7 @@ class Wav2Vec2:
     them are float32.
     """
 
-    extractor: list[Convolution]
+    extractor: Extractor
     feature_norm: LayerNorm
     feature_projection: Linear
     position: Position
@@ -183,7 +249,8 @@ class Wav2Vec2:
             receptive field has.
         :returns: float32, each of shape (frames, tokens).
         """
-        extracted = [self._extract(window) for window in windows]
+        dtype = self.feature_projection.weight.dtype
+        extracted = [self.extractor(window.to(dtype)) for window in windows]
         lengths = [len(features) for features in extracted]
         x = self.feature_projection(self.feature_norm(torch.cat(extracted)))
         x = x.float() + torch.cat([self.position(window) for window in x.split(lengths)])
@@ -195,8 +262,11 @@ class Wav2Vec2:
             x = self.encoder_norm(x)
         return list(self.head(x).split(lengths))
 
-    def _extract(self, samples: Tensor) -> Tensor:
-        x = samples.to(self.feature_projection.weight).unsqueeze(-1)
-        for convolution in self.extractor:
-            x = convolution(x)
-        return x
+
+def _pieces(total: int, size: int, device: torch.device) -> list[tuple[int, int]]:
+    """Where to cut `total` rows, so that each piece has about `size`: starts and stops.
+
+    For the caches of a CPU's cores. A GPU wants all at once.
+    """
+    count = max(1, round(total / size)) if device.type == "cpu" else 1
+    return list(pairwise(total * i // count for i in range(count + 1)))

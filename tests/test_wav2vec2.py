@@ -22,7 +22,7 @@ from benchmarks.checkpoints import seeded_base, seeded_large
 from tests.speech import CHECKPOINT, RATE, STEADY, clip, recording, texts
 from transcribed.errors import ModelUnavailable
 from transcribed.recognition import Model, Transcription, cut, stitch
-from transcribed.speech import Sound, Span, conversion, converted, load, models, native
+from transcribed.speech import Sound, Span, conversion, converted, load, models, native, packed
 
 WHOLE = Span(0, 0, math.inf)
 
@@ -144,16 +144,49 @@ class TrainedTests(Case):
         command = [sys.executable, "-c", code, str(CHECKPOINT), str(self.root), "float32"]
         subprocess.run(command, check=True, cwd=CHECKPOINT.parent.parent)
 
+    def use(self, kernel: str) -> None:
+        """Have it convert for `kernel`: which is the fastest depends on the machine."""
+        self.patch(conversion, "fastest", lambda dtype: kernel)
+        self.patch(converted, "FORMAT", f"of the tests, {kernel}")
+
     def test_theWeightsAreMappedAndNeverCopied(self) -> None:
-        recognizer = self.load(CHECKPOINT, "float32")
-        recognizer.transcribe([sound(clip(STEADY[0]))])
-        network = recognizer._network
-        tensors = [network.head.weight, *(block.up.weight for block in network.blocks)]  # type: ignore[union-attr]
-        mapped = mappings(self.root)
-        self.assertTrue(mapped)
-        for tensor in tensors:
-            self.assertTrue(any(start <= tensor.data_ptr() < end for start, end, _ in mapped))
-        self.assertEqual([anonymous for *_, anonymous in mapped], [0] * len(mapped))
+        for kernel, dtype in ("torch", "float32"), ("onednn", "float32"), ("onednn", "int8"):
+            self.use(kernel)
+            recognizer = self.load(CHECKPOINT, dtype)
+            recognizer.transcribe([sound(clip(STEADY[0]))])
+            network = recognizer._network
+            weights = [network.head.weight, *(block.up.weight for block in network.blocks)]
+            mapped = mappings(self.root)
+            self.assertTrue(mapped)
+            for weight in weights:
+                address = (
+                    torch.ops.mkldnn.data_ptr(weight) if weight.is_mkldnn else weight.data_ptr()
+                )
+                self.assertTrue(any(start <= address < end for start, end, _ in mapped))
+            self.assertEqual([anonymous for *_, anonymous in mapped], [0] * len(mapped))
+            del recognizer, network, weights, weight
+
+    def test_eachKernelHearsTheSame(self) -> None:
+        heard = sound(clip(STEADY[0])).samples
+        logits = []
+        for kernel in ("torch", "onednn", "onednn-gelu"):
+            self.use(kernel)
+            recognizer = self.load(CHECKPOINT, "float32")
+            self.assertEqual(recognizer._network.blocks[0].up.weight.is_mkldnn, kernel != "torch")
+            logits.append(recognizer.logits(heard))
+        for other in logits[1:]:
+            numpy.testing.assert_allclose(other, logits[0], rtol=1e-3, atol=1e-3)
+
+    def test_packedWeightsBeginWithACacheLine(self) -> None:
+        self.use("onednn")
+        for dtype in ("float32", "int8"):
+            path = Path(models.resolve(str(CHECKPOINT), str(self.root), dtype).converted)
+            with path.open("rb") as file:
+                size = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(size))
+            begins = [header[n]["data_offsets"][0] for n in header if n.endswith(".packed")]
+            self.assertTrue(begins)
+            self.assertEqual({(8 + size + begin) % packed.ALIGNMENT for begin in begins}, {0})
 
 
 def mappings(folder: Path) -> list[tuple[int, int, int]]:
@@ -207,7 +240,8 @@ class ShapeTests(Case):
         self.assertLess(ours, 1e-5)
 
     def test_base(self) -> None:
-        ours, _ = self.compare("base", "float32", 1)
+        # Long enough to be done in pieces.
+        ours, _ = self.compare("base", "float32", 10)
         self.assertLess(ours, 1e-5)
 
     def test_baseInBfloat16(self) -> None:
@@ -235,9 +269,11 @@ class ConvertedTests(Case):
         made: list[Path] = []
         convert = conversion.convert
 
-        def counting(model: Model, precision: converted.Precision, target: Path) -> None:
+        def counting(
+            model: Model, precision: converted.Precision, device: str, target: Path
+        ) -> None:
             made.append(target)
-            convert(model, precision, target)
+            convert(model, precision, device, target)
 
         self.patch(conversion, "convert", counting)
         return made
@@ -250,8 +286,8 @@ class ConvertedTests(Case):
         self.assertEqual(self.resolve(), model)
         self.assertEqual(len(made), 1)
         other = self.resolve(dtype="int8")
-        self.assertEqual((other.shared, len(made)), (0, 2))
-        self.assertLess(other.size, model.shared / 2)
+        self.assertEqual((other.size, len(made)), (0, 2))
+        self.assertLess(other.shared, model.shared / 2)
         self.assertNotEqual(other.mark, model.mark)
         self.assertEqual(self.files(), [Path(other.converted).name], "one is kept")
 

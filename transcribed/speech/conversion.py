@@ -23,7 +23,8 @@ from transcribed.recognition import Model
 from transcribed.speech.checkpoint import Checkpoint, declared_language
 from transcribed.speech.converted import Layout, Precision
 from transcribed.speech.models import ctc_weights
-from transcribed.speech.products import fastest, quantize
+from transcribed.speech.packed import ALIGNMENT, content, pack
+from transcribed.speech.products import Kernel, fastest, quantize
 
 _LINEARS = (
     "attention.out_proj",
@@ -32,7 +33,7 @@ _LINEARS = (
 )
 
 
-def convert(model: Model, precision: Precision, target: Path) -> None:
+def convert(model: Model, precision: Precision, device: str, target: Path) -> None:
     """Write `target`, in one step; the caller holds the folder's lock.
 
     :raises ModelUnavailable: when the checkpoint is not what its configuration says.
@@ -42,14 +43,15 @@ def convert(model: Model, precision: Precision, target: Path) -> None:
     dtype = "bfloat16" if precision == "bfloat16" else "float32"
     if precision == "int8" and torch.cpu._is_avx512_bf16_supported():
         dtype = "bfloat16"
-    layout = _layout(model, checkpoint, precision, dtype)
+    kernel = fastest(getattr(torch, dtype)) if device == "cpu" else "torch"
+    layout = _layout(model, checkpoint, precision, dtype, kernel)
     # Where there are many languages, each one's adapters are in a file of their own.
     adapted = bool(checkpoint.config.adapter_attn_dim) and model.languages is None
-    tensors = dict(_tensors(checkpoint.config, _Weights(model), precision, dtype, adapted))
+    tensors = dict(_tensors(checkpoint.config, _Weights(model), layout, adapted))
     # Its name comes after its content is on disk: what is there under it is whole.
     made = target.with_name(f".{target.name}.new")
     try:
-        save_file(tensors, made, {"layout": msgspec.json.encode(layout).decode()})
+        _save(tensors, made, {"layout": msgspec.json.encode(layout).decode()})
     except SafetensorError as e:
         raise OSError(str(e)) from e
     with made.open("rb") as file:
@@ -57,14 +59,27 @@ def convert(model: Model, precision: Precision, target: Path) -> None:
     os.replace(made, target)
 
 
-def _layout(model: Model, checkpoint: Checkpoint, precision: Precision, dtype: Any) -> Layout:
+def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """As ``save_file`` does, but that the tensors begin with a cache line."""
+    save_file(tensors, path, metadata)
+    with path.open("rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+    if missing := -(8 + header) % ALIGNMENT:
+        # An entry more, of which this is what is written beside its value.
+        beside = len(',"padding":""')
+        save_file(tensors, path, metadata | {"padding": " " * ((missing - beside) % ALIGNMENT)})
+
+
+def _layout(
+    model: Model, checkpoint: Checkpoint, precision: Precision, dtype: Any, kernel: Kernel
+) -> Layout:
     config = checkpoint.config
     languages = model.languages or ("",)
     alphabets = {language: checkpoint.alphabet(language) for language in languages}
     return Layout(
         precision=precision,
         dtype=dtype,
-        kernel=fastest(getattr(torch, dtype)),
+        kernel=kernel,
         kernels=list(config.conv_kernel),
         strides=list(config.conv_stride),
         norm_first=config.do_stable_layer_norm,
@@ -107,9 +122,9 @@ class _Weights:
 
 
 def _tensors(
-    config: Any, weights: _Weights, precision: Precision, dtype: str, adapted: bool
+    config: Any, weights: _Weights, layout: Layout, adapted: bool
 ) -> Iterable[tuple[str, Tensor]]:
-    fast: torch.dtype = getattr(torch, dtype)
+    fast: torch.dtype = getattr(torch, layout.dtype)
 
     def plain(name: str, *sources: str, kind: torch.dtype = fast) -> Iterable[tuple[str, Tensor]]:
         for part in ("weight", "bias"):
@@ -119,21 +134,37 @@ def _tensors(
     def exact(name: str, *sources: str) -> Iterable[tuple[str, Tensor]]:
         return plain(name, *sources, kind=torch.float32)
 
+    def packed(name: str, weight: Tensor) -> Iterable[tuple[str, Tensor]]:
+        if layout.kernel == "torch" and weight.is_floating_point():
+            yield f"{name}.weight", weight.contiguous()
+        else:
+            yield f"{name}.shape", torch.tensor(weight.shape, dtype=torch.int32)
+            room, description = content(pack(weight))
+            yield f"{name}.packed", room
+            yield f"{name}.description", description
+
+    def linear(name: str, *sources: str) -> Iterable[tuple[str, Tensor]]:
+        (_, weight), bias = plain(name, *sources)
+        yield from packed(name, weight)
+        yield bias
+
     def product(name: str, *sources: str) -> Iterable[tuple[str, Tensor]]:
-        for full, tensor in plain(name, *sources):
-            if precision == "int8" and full.endswith(".weight"):
-                quantized, scales = quantize(tensor)
-                yield full, quantized
-                yield f"{name}.scales", scales
-            else:
-                yield full, tensor
+        if layout.precision != "int8":
+            yield from linear(name, *sources)
+        else:
+            (_, weight), (_, bias) = exact(name, *sources)
+            quantized, scales = quantize(weight)
+            yield from packed(name, quantized)
+            yield f"{name}.scales", scales
+            yield f"{name}.rest", torch.stack([quantized.sum(1) * scales, bias])
 
     yield from exact("lm_head", "lm_head")
     for i in range(len(config.conv_dim)):
         name = f"feature_extractor.conv_layers.{i}"
         # (out, in, kernel) becomes (out, kernel * in), as the rows of the view on the input are.
-        weight = weights(f"wav2vec2.{name}.conv.weight").permute(0, 2, 1).flatten(1)
-        yield f"{name}.conv.weight", weight.to(fast).contiguous()
+        weight = weights(f"wav2vec2.{name}.conv.weight").permute(0, 2, 1).flatten(1).to(fast)
+        # The first one is small, and a group norm is folded into it.
+        yield from packed(f"{name}.conv", weight) if i else [(f"{name}.conv.weight", weight)]
         if config.conv_bias:
             yield f"{name}.conv.bias", weights(f"wav2vec2.{name}.conv.bias").to(fast)
         if config.feat_extract_norm == "layer":
@@ -141,15 +172,15 @@ def _tensors(
         elif i == 0:
             yield from exact(f"{name}.time_norm", f"wav2vec2.{name}.layer_norm")
     yield from plain("feature_projection.layer_norm")
-    yield from plain("feature_projection.projection")
+    yield from linear("feature_projection.projection")
     yield from _position(weights, fast)
     yield from exact("encoder.layer_norm")
     for i in range(config.num_hidden_layers):
         name = f"encoder.layers.{i}"
         parts = [f"wav2vec2.{name}.attention.{part}_proj" for part in "qkv"]
         yield from product(f"{name}.attention.qkv", *parts)
-        for linear in _LINEARS:
-            yield from product(f"{name}.{linear}")
+        for part in _LINEARS:
+            yield from product(f"{name}.{part}")
         yield from exact(f"{name}.layer_norm")
         yield from exact(f"{name}.final_layer_norm")
         if adapted:

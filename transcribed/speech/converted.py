@@ -15,6 +15,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +26,7 @@ from transcribed.errors import ModelUnavailable
 from transcribed.recognition import Model
 
 FOLDER = "converted"
-FORMAT = 1
+FORMAT = 2
 """Of the converted files. One of another format is not read, but made again."""
 BATCH_SECONDS = 10.0
 """Up to here a batch of short windows is faster than the windows one by one."""
@@ -86,8 +87,10 @@ def find(model: Model, cache_dir: Path, dtype: str) -> Model:
     :raises ModelUnavailable: when it cannot be converted.
     """
     precision = choose(dtype)
-    # The fastest kernel is another one on another CPU.
-    key = hashlib.sha256(f"{FORMAT}/{model.digest}/{precision}/{cpu()}".encode()).hexdigest()[:32]
+    device = "cuda" if has_cuda() and precision != "int8" else "cpu"  # int8 products are oneDNN's
+    # Another CPU has another fastest kernel, and weights are packed for it, and for this torch.
+    made_for = (FORMAT, model.digest, precision, device, cpu(), version("torch"))
+    key = hashlib.sha256("/".join(map(str, made_for)).encode()).hexdigest()[:32]
     folder = cache_dir / FOLDER
     target = folder / f"{key}.safetensors"
     try:
@@ -98,23 +101,21 @@ def find(model: Model, cache_dir: Path, dtype: str) -> Model:
                 from transcribed.speech import conversion
 
                 _clear(folder, target)
-                conversion.convert(model, precision, target)
+                conversion.convert(model, precision, device, target)
                 layout = read(target)
                 _clear(folder, target)
             size = target.stat().st_size
     except OSError as e:
         reason = e.strerror or str(e) or type(e).__name__
         raise ModelUnavailable(f"{model.name} cannot be converted in {folder}: {reason}") from e
-    quantized = layout.precision == "int8"
     return msgspec.structs.replace(
         model,
         kind="wav2vec2",
-        device="cuda" if has_cuda() and not quantized else "cpu",  # int8 products are oneDNN's
+        device=device,
         converted=str(target),
         digest=f"{model.digest}/{layout.precision}",
-        # int8 weights are packed by each worker for its CPU.
-        size=size if quantized else 0,
-        shared=0 if quantized else size,
+        size=0,
+        shared=size,
         batch=BATCH_SECONDS,
     )
 

@@ -22,6 +22,7 @@ from transcribed.speech import Sound, check_language
 from transcribed.speech.audio import Samples
 from transcribed.speech.converted import Layout, read
 from transcribed.speech.decoding import Alphabet, heard
+from transcribed.speech.packed import mapped
 from transcribed.speech.products import Linear, QuantizedLinear
 from transcribed.speech.wav2vec2 import (
     Adapter,
@@ -117,15 +118,22 @@ def _network(layout: Layout, find: Find) -> Wav2Vec2:
         assert found is not None, name
         return found
 
+    def packed(name: str, dtype: torch.dtype) -> Tensor:
+        out, inner = tensor(f"{name}.shape").tolist()
+        room, description = tensor(f"{name}.packed"), tensor(f"{name}.description")
+        return mapped(room, description, (out, inner), dtype)
+
     def linear(name: str) -> Linear:
-        kernel = layout.kernel if tensor(f"{name}.weight").device.type == "cpu" else "torch"
-        return Linear(tensor(f"{name}.weight"), find(f"{name}.bias"), kernel)
+        plain, bias = find(f"{name}.weight"), find(f"{name}.bias")
+        if plain is not None:
+            return Linear(plain, bias)
+        return Linear(packed(name, getattr(torch, layout.dtype)), bias, layout.kernel)
 
     def product(name: str) -> Linear | QuantizedLinear:
         scales = find(f"{name}.scales")
         if scales is None:
             return linear(name)
-        return QuantizedLinear.of(tensor(f"{name}.weight"), scales, tensor(f"{name}.bias"))
+        return QuantizedLinear.of(packed(name, torch.int8), scales, tensor(f"{name}.rest"))
 
     def norm(name: str, epsilon: float = layout.epsilon) -> LayerNorm:
         return LayerNorm(tensor(f"{name}.weight"), tensor(f"{name}.bias"), epsilon)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -50,6 +51,12 @@ class Case(SynchronousTestCase):
         self.root.mkdir(parents=True)
         self.addCleanup(shutil.rmtree, self.root)
 
+    def use(self, kernel: str) -> None:
+        """Have it convert for `kernel`: which is the fastest depends on the machine."""
+        self.patch(converted, "has_cuda", lambda: False)
+        self.patch(conversion, "fastest", lambda dtype: kernel)
+        self.patch(converted, "FORMAT", f"of the tests, {kernel}")
+
     def load(self, directory: Path, dtype: str, threads: int = 2) -> native.NativeRecognizer:
         recognizer = load(models.resolve(str(directory), str(self.root), dtype), threads, "")
         assert isinstance(recognizer, native.NativeRecognizer)
@@ -87,6 +94,19 @@ class TrainedTests(Case):
             numpy.testing.assert_allclose(
                 ours.logits(heard.samples), logits[0].numpy(), rtol=1e-3, atol=1e-3
             )
+
+    def test_aLongWindowIsThatOfTransformers(self) -> None:
+        """One that is done in pieces."""
+        samples, _ = recording(12, clips=STEADY)
+        network = transformers.Wav2Vec2ForCTC.from_pretrained(CHECKPOINT).eval()
+        processor = transformers.Wav2Vec2Processor.from_pretrained(CHECKPOINT)
+        inputs = processor(samples / 32768, sampling_rate=RATE, return_tensors="pt")
+        with torch.inference_mode():
+            theirs = network(inputs.input_values).logits[0].numpy()
+        for kernel in ("torch", "onednn"):
+            self.use(kernel)
+            ours = self.load(CHECKPOINT, "float32").logits(sound(samples).samples)
+            numpy.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3)
 
     def hear(self, recognizer: native.NativeRecognizer, samples: Any) -> Transcription:
         results = []
@@ -144,11 +164,6 @@ class TrainedTests(Case):
         command = [sys.executable, "-c", code, str(CHECKPOINT), str(self.root), "float32"]
         subprocess.run(command, check=True, cwd=CHECKPOINT.parent.parent)
 
-    def use(self, kernel: str) -> None:
-        """Have it convert for `kernel`: which is the fastest depends on the machine."""
-        self.patch(conversion, "fastest", lambda dtype: kernel)
-        self.patch(converted, "FORMAT", f"of the tests, {kernel}")
-
     def test_theWeightsAreMappedAndNeverCopied(self) -> None:
         for kernel, dtype in ("torch", "float32"), ("onednn", "float32"), ("onednn", "int8"):
             self.use(kernel)
@@ -188,6 +203,15 @@ class TrainedTests(Case):
             self.assertTrue(begins)
             self.assertEqual({(8 + size + begin) % packed.ALIGNMENT for begin in begins}, {0})
 
+    def test_packedWeightsThatAreIncomplete(self) -> None:
+        self.use("onednn")
+        model = models.resolve(str(CHECKPOINT), str(self.root), "float32")
+        self.patch(native, "mapped", lambda room, *rest: packed.mapped(room[:-8], *rest))
+        error = self.assertRaises(ModelUnavailable, load, model, 1, "")
+        self.assertEqual(
+            str(error), f"{model.converted}: packed weights are incomplete: delete it and restart"
+        )
+
 
 def mappings(folder: Path) -> list[tuple[int, int, int]]:
     """Where this process has files of `folder` mapped: start, end, KiB of private copies."""
@@ -210,7 +234,7 @@ class ShapeTests(Case):
     """Networks of the real shapes, with weights from a seed."""
 
     def compare(self, kind: str, dtype: str, seconds: float) -> tuple[float, float]:
-        """Our error and that of transformers' bfloat16, both against transformers' float32."""
+        """Our error and that of transformers in `dtype`, both against transformers' float32."""
         {"large": seeded_large, "base": seeded_base}[kind](self.root / kind)
         network = transformers.Wav2Vec2ForCTC.from_pretrained(self.root / kind).eval()
         ours = self.load(self.root / kind, dtype)
@@ -221,8 +245,10 @@ class ShapeTests(Case):
         ).input_values
         with torch.inference_mode():
             exact = network(inputs).logits[0].numpy()
-            network.bfloat16()
-            theirs = network(inputs.bfloat16()).logits[0].float().numpy()
+            theirs = exact
+            if dtype == "bfloat16":
+                network.bfloat16()
+                theirs = network(inputs.bfloat16()).logits[0].float().numpy()
         size = numpy.linalg.norm(exact)
         own = ours.logits(samples)
         return (
@@ -241,8 +267,10 @@ class ShapeTests(Case):
 
     def test_base(self) -> None:
         # Long enough to be done in pieces.
-        ours, _ = self.compare("base", "float32", 10)
-        self.assertLess(ours, 1e-5)
+        for kernel in ("torch", "onednn"):
+            self.use(kernel)
+            ours, _ = self.compare("base", "float32", 10)
+            self.assertLess(ours, 1e-5)
 
     def test_baseInBfloat16(self) -> None:
         ours, theirs = self.compare("base", "bfloat16", 1)
@@ -376,5 +404,8 @@ class ConvertedTests(Case):
             cpuinfo.write_text(f"processor\t: 0\nmodel name\t: A\nflags\t\t: fpu {flags}\n\n" * 2)
             self.assertEqual(converted.choose("auto", cpuinfo), precision)
             self.assertEqual(converted.choose("int8", cpuinfo), "int8")
-        self.assertEqual(converted.cpu(cpuinfo), "A/fpu amx_bf16 amx_tile amx_int8")
+        self.assertEqual(converted.cpu(cpuinfo), "A/fpu amx_bf16 amx_tile amx_int8////")
+        cpuinfo.write_text("processor\t: 0\nFeatures\t: fp asimd\nCPU part\t: 0xd0c\n")
+        self.patch(os, "environ", {"ONEDNN_MAX_CPU_ISA": "AVX2"})
+        self.assertEqual(converted.cpu(cpuinfo), "//0xd0c/fp asimd/AVX2/")
         self.assertEqual(converted.choose("auto", self.root / "none"), "float32")

@@ -36,6 +36,7 @@ _LINEARS = (
 def convert(model: Model, precision: Precision, device: str, target: Path) -> None:
     """Write `target`, in one step; the caller holds the folder's lock.
 
+    :param device: of torch, that it is for.
     :raises ModelUnavailable: when the checkpoint is not what its configuration says.
     :raises OSError: when the file cannot be written.
     """
@@ -60,7 +61,10 @@ def convert(model: Model, precision: Precision, device: str, target: Path) -> No
 
 
 def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """As ``save_file`` does, but that the tensors begin with a cache line."""
+    """As ``save_file`` does, but that the tensors begin with a cache line.
+
+    It writes twice in most cases, as only then the header's length is known.
+    """
     save_file(tensors, path, metadata)
     with path.open("rb") as file:
         header = int.from_bytes(file.read(8), "little")
@@ -138,7 +142,6 @@ def _tensors(
         if layout.kernel == "torch" and weight.is_floating_point():
             yield f"{name}.weight", weight.contiguous()
         else:
-            yield f"{name}.shape", torch.tensor(weight.shape, dtype=torch.int32)
             room, description = content(pack(weight))
             yield f"{name}.packed", room
             yield f"{name}.description", description

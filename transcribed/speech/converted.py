@@ -41,7 +41,7 @@ class Layout(msgspec.Struct, frozen=True):
     """What the header says beside names and shapes.
 
     :ivar precision: of the products; with int8, what is not quantized is in `dtype`.
-    :ivar kernel: the fastest kernel on the CPU that it was converted on.
+    :ivar kernel: the fastest one on the CPU that it was converted on; torch's for other devices.
     :ivar kernels: of the extractor's convolutions, as `strides` are.
     :ivar norm_first: whether a block's norms come before its parts ("stable layer norm").
     :ivar normalize: whether samples are brought to zero mean and unit variance.
@@ -175,8 +175,11 @@ def has_cuda() -> bool:
 
 
 def cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """Names the CPU and what it can do."""
-    return f"{_fields(cpuinfo, 'model name')}/{_fields(cpuinfo, 'flags')}"
+    """Names the CPU, what it can do, and what oneDNN may use of that."""
+    # The latter two are what there is on ARM.
+    found = (_fields(cpuinfo, name) for name in ("model name", "flags", "CPU part", "Features"))
+    allowed = (os.environ.get(f"{library}_MAX_CPU_ISA", "") for library in ("ONEDNN", "DNNL"))
+    return "/".join((*found, *allowed))
 
 
 def _fields(cpuinfo: Path, name: str) -> str:

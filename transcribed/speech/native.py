@@ -60,9 +60,12 @@ class NativeRecognizer:
             raise ModelUnavailable(f"{model.name} must be told which of its languages to recognize")
         with safe_open(model.converted, framework="pt", device=model.device) as file:
             names = set(file.keys())
-            self._network = _network(
-                self._layout, lambda name: file.get_tensor(name) if name in names else None
-            )
+            try:
+                self._network = _network(
+                    self._layout, lambda name: file.get_tensor(name) if name in names else None
+                )
+            except (RuntimeError, ValueError) as e:
+                raise ModelUnavailable(f"{model.converted}: {e}: delete it and restart") from e
         self._language = ""
         self._alphabet = Alphabet([], "")
         self._switch(self._default)
@@ -119,9 +122,7 @@ def _network(layout: Layout, find: Find) -> Wav2Vec2:
         return found
 
     def packed(name: str, dtype: torch.dtype) -> Tensor:
-        out, inner = tensor(f"{name}.shape").tolist()
-        room, description = tensor(f"{name}.packed"), tensor(f"{name}.description")
-        return mapped(room, description, (out, inner), dtype)
+        return mapped(tensor(f"{name}.packed"), tensor(f"{name}.description"), dtype)
 
     def linear(name: str) -> Linear:
         plain, bias = find(f"{name}.weight"), find(f"{name}.bias")

@@ -1,9 +1,9 @@
 """Weights as oneDNN wants them for its products, in a file that all workers map.
 
-From plain weights oneDNN makes such a copy in each call: for a message of a second that takes a
-good part of the time of the product. torch keeps a packed copy for its own compiler only, in memory
-of its own, one for each process; how it loads compiled models again is the way used here to have
-them in memory of ours. (``aoti_torch_create_tensor_from_blob_v2``, of torch's stable C interface.)
+From plain weights oneDNN makes such a copy in each call, which takes the longer, next to the
+product, the shorter a window is. torch packs weights for its own compiler, in memory of each
+process; the way by which it loads what it has compiled is used here to have them in a mapped file.
+(``aoti_torch_create_tensor_from_blob_v2``, of its C interface for compiled models.)
 
 What is packed is for one version of torch on one kind of CPU.
 """
@@ -22,13 +22,17 @@ ALIGNMENT = 64
 """Bytes: a cache line."""
 
 ROWS = 256
-"""How many rows are packed for; others are computed from the same."""
+"""For how many rows weights are packed. Products of any other number are right as well."""
+
+_CAPSULE = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)(
+    ("PyCapsule_New", ctypes.pythonapi)
+)
 
 
 def pack(weight: Tensor) -> Tensor:
-    """Weights of shape (out, in), packed: opaque, but of the same shape and dtype.
+    """Weights of shape (out, in), packed: opaque, for oneDNN's products only.
 
-    :raises RuntimeError: where oneDNN has no products of that dtype on this CPU.
+    :param weight: int8, float32, or, where the CPU has instructions for it, bfloat16.
     """
     packed: Tensor
     if weight.dtype == torch.int8:
@@ -51,16 +55,24 @@ def content(packed: Tensor) -> tuple[Tensor, Tensor]:
     return room, torch.ops.mkldnn._get_mkldnn_serialized_md(packed)
 
 
-def mapped(room: Tensor, description: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    """The packed weights that are in `room`, which is not copied."""
+def mapped(room: Tensor, description: Tensor, dtype: torch.dtype) -> Tensor:
+    """The packed weights that are in `room`, which is not copied, and lives as long as they do.
+
+    :param room: int64, on the CPU; best at an address that is a multiple of :data:`ALIGNMENT`.
+    :param description: uint8. It is what shape, arrangement and size are taken from.
+    :param dtype: of the weights.
+    :raises ValueError: when `room` is smaller than what is described.
+    :raises RuntimeError: when torch cannot use it.
+    """
     library = _library()
     handle = ctypes.c_void_p()
     described = description.numpy().tobytes()
+    nothing = (ctypes.c_int64 * 2)()
     failed = library.aoti_torch_create_tensor_from_blob_v2(
         ctypes.c_void_p(room.data_ptr()),
         ctypes.c_int64(2),
-        (ctypes.c_int64 * 2)(*shape),
-        (ctypes.c_int64 * 2)(shape[1], 1),
+        nothing,
+        nothing,
         ctypes.c_int64(0),
         ctypes.c_int32(getattr(library, f"aoti_torch_dtype_{str(dtype).removeprefix('torch.')}")()),
         ctypes.c_int32(library.aoti_torch_device_type_cpu()),
@@ -71,13 +83,15 @@ def mapped(room: Tensor, description: Tensor, shape: tuple[int, int], dtype: tor
         ctypes.c_int64(len(described)),
     )
     if failed:
-        raise RuntimeError("torch cannot use the packed weights")
-    capsule = ctypes.pythonapi.PyCapsule_New
-    capsule.restype, capsule.argtypes = ctypes.py_object, [ctypes.c_void_p] * 3
+        raise RuntimeError("torch cannot use packed weights")
+    # It does not steal, in spite of its name: it makes another reference.
     weights: Any = torch._C._aoti.alloc_tensor_by_stealing_from_void_ptr(
-        capsule(handle, None, None)
+        _CAPSULE(handle, None, None)
     )
-    weights.room = room  # to live as long
+    library.aoti_torch_delete_tensor_object(handle)
+    if torch.ops.mkldnn._nbytes(weights) > room.nbytes:
+        raise ValueError("packed weights are incomplete")
+    weights.room = room
     tensor: Tensor = weights
     return tensor
 

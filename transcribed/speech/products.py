@@ -26,7 +26,7 @@ Kernel = Literal["torch", "onednn", "onednn-gelu"]
 class Linear:
     """``x @ weight.T + bias``; weight of shape (out, in), bias of shape (out,).
 
-    oneDNN takes packed weights, too.
+    What oneDNN is given is packed weights.
     """
 
     weight: Tensor
@@ -69,7 +69,7 @@ class QuantizedLinear:
 
     @classmethod
     def of(cls, weight: Tensor, scales: Tensor, rest: Tensor) -> QuantizedLinear:
-        """From packed weights."""
+        """From weights of shape (out, in), packed; the rest as above."""
         # Without VNNI instructions two products are added in 16 bits, which inputs of 7 bits do not
         # overflow: 2 * 127 * 127 < 2**15.
         levels = 255 if torch.cpu._is_vnni_supported() else 127
@@ -85,7 +85,7 @@ class QuantizedLinear:
         scale = (x.amax(-1, keepdim=True) - least).clamp_min_(1e-12).div_(self.levels)
         # x = scale * quantized + least, so the product has a part of each. Half a step is added, as
         # the conversion does not round but truncates.
-        steps = (x - torch.sub(least, scale, alpha=0.5)).mul_(scale.reciprocal())
+        steps = (x - least).mul_(scale.reciprocal()).add_(0.5)
         quantized = steps.to(torch.int16).to(torch.uint8)
         product = torch.ops.onednn.qlinear_pointwise(
             quantized, 1.0, 0, self.weight, self.scales, self.zeros,
@@ -115,6 +115,8 @@ def fastest(dtype: torch.dtype) -> Kernel:
     """
     if not torch.backends.mkldnn.is_available():
         return "torch"
+    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return "torch"
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -123,11 +125,7 @@ def fastest(dtype: torch.dtype) -> Kernel:
         up = torch.randn(4096, 1024, generator=generator).to(dtype)
         down = torch.randn(1024, 4096, generator=generator).to(dtype)
         bias = torch.zeros(4096, dtype=dtype)
-        try:
-            packed = pack(up), pack(down)
-        except RuntimeError:
-            # oneDNN has no bfloat16 on CPUs without instructions for it.
-            return "torch"
+        packed = pack(up), pack(down)
         best: dict[Kernel, float] = dict.fromkeys(get_args(Kernel), math.inf)
         with torch.inference_mode():
             for _ in range(12):

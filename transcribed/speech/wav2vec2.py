@@ -26,13 +26,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from transcribed.speech.packed import ROWS
 from transcribed.speech.products import Linear, QuantizedLinear
 
 _FRAMES = 50
-"""How many frames the extractor makes at once."""
-
-_ROWS = 256
-"""How many frames go through a feed-forward layer at once."""
+"""About so many the extractor makes at once."""
 
 
 @dataclass(frozen=True)
@@ -60,16 +58,16 @@ class TimeNorm:
         """A product that gives of `rows` what ``self`` makes of what `product` gives of them.
 
         What is normalised need not be there for that: the mean and the variance of a product follow
-        from its input's. In float64, as its variance is the small difference of large sums.
+        from its input's.
 
+        :param product: with plain weights. Its bias plays no part: it goes with the mean.
         :param rows: shape (time, in).
         """
         x, weight = rows.double(), product.weight.double()
         mean = x.mean(0)
-        covariance = x.t() @ x / len(x) - torch.outer(mean, mean)
-        variance = (weight @ covariance * weight).sum(1).clamp_min(0)
+        covariance = torch.atleast_2d(torch.cov(x.t(), correction=0))
+        variance = (weight @ covariance * weight).sum(1)
         scale = torch.rsqrt(variance + self.epsilon) * self.weight
-        # A bias of the product would be taken off again with the mean.
         bias = self.bias - weight @ mean * scale
         dtype = product.weight.dtype
         return replace(product, weight=(weight * scale[:, None]).to(dtype), bias=bias.to(dtype))
@@ -85,7 +83,10 @@ class Convolution:
     stride: int
 
     def rows(self, x: Tensor) -> Tensor:
-        """What the product is of: a view, shape (frames, kernel * in), of x, shape (time, in)."""
+        """What the product is of, shape (frames, kernel * in): a view of x.
+
+        :param x: contiguous, of shape (time, in).
+        """
         time, channels = x.shape
         frames = (time - self.kernel) // self.stride + 1
         return x.as_strided(
@@ -213,7 +214,7 @@ class Block:
             x = x + self.attention(self.first_norm(x).to(self.dtype), lengths)
         else:
             x = self.first_norm(x + self.attention(x.to(self.dtype), lengths))
-        for start, stop in _pieces(len(x), _ROWS, x.device):
+        for start, stop in _pieces(len(x), ROWS, x.device):
             self._feed_forward(x[start:stop])
         return x if self.adapter is None else x + self.adapter(x)
 

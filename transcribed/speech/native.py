@@ -171,6 +171,7 @@ def _network(layout: Layout, find: Find) -> Wav2Vec2:
         Extractor(
             [convolution(i) for i in range(len(layout.kernels))],
             time_norm("feature_extractor.conv_layers.0.time_norm"),
+            layout.field,
         ),
         norm("feature_projection.layer_norm"),
         linear("feature_projection.projection"),

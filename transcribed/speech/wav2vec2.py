@@ -18,6 +18,7 @@ float32: that takes a quarter off the error, for next to nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -110,10 +111,12 @@ class Extractor:
     from the kernel each time.
 
     :ivar time_norm: of what the first convolution gives, if it has one.
+    :ivar field: the receptive field: samples that the first frame needs.
     """
 
     convolutions: list[Convolution]
     time_norm: TimeNorm | None
+    field: int
 
     def __call__(self, samples: Tensor) -> Tensor:
         """Samples of shape (time,), at least the receptive field; features (frames, channels)."""
@@ -122,13 +125,10 @@ class Extractor:
         if self.time_norm is not None:
             product = self.time_norm.folded(first.product, first.rows(x))
             first = replace(first, product=product)
-        field = stride = 1
-        for convolution in self.convolutions:
-            field += (convolution.kernel - 1) * stride
-            stride *= convolution.stride
+        stride = math.prod(convolution.stride for convolution in self.convolutions)
         features = []
-        for start, stop in _pieces((len(x) - field) // stride + 1, _FRAMES, x.device):
-            y = x[start * stride : (stop - 1) * stride + field]
+        for start, stop in _pieces((len(x) - self.field) // stride + 1, _FRAMES, x.device):
+            y = x[start * stride : (stop - 1) * stride + self.field]
             for convolution in (first, *others):
                 y = convolution(y)
             features.append(y)
